@@ -1,0 +1,375 @@
+//! The configuration of a run: what a TOML file says, with every default, and its one [`Config::validate`].
+
+use kernels::backend::Gelu;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A whole run. Every field has a default; the resolved configuration is written beside the run's results.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The model's sizes.
+    pub model: ModelConfig,
+    /// Where the data lies, or how to prepare it.
+    pub data: DataConfig,
+    /// The training loop.
+    pub train: TrainConfig,
+    /// AdamW or LAMB.
+    pub optimizer: OptimizerConfig,
+    /// The learning rate over time.
+    pub schedule: ScheduleConfig,
+}
+
+/// Published sizes: tiny 2x128, mini 4x256, small 4x512, medium 8x512 (Turc et al., 2019), base 12x768,
+/// large 24x1024 (Devlin et al., 2019); heads of 64, intermediate 4 times hidden.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Preset {
+    Tiny,
+    Mini,
+    Small,
+    Medium,
+    Base,
+    Large,
+}
+
+/// A model's sizes. In TOML, `preset` gives layers, hidden, heads and intermediate; keys beside it override it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelConfig {
+    /// Transformer layers.
+    pub layers: usize,
+    /// H, a multiple of `heads`.
+    pub hidden: usize,
+    /// Attention heads; the head size is `hidden / heads` and even.
+    pub heads: usize,
+    /// F, the feed-forward part's inner size.
+    pub intermediate: usize,
+    /// Longest sequence.
+    pub max_positions: usize,
+    /// Number of token types.
+    pub type_vocab: usize,
+    /// Number of tokens; 0 takes it from the data.
+    pub vocab_size: usize,
+    /// `tanh` or `erf`.
+    #[serde(with = "gelu_name")]
+    pub gelu: Gelu,
+    /// Dropout after embeddings, attention and feed-forward.
+    pub hidden_dropout: f64,
+    /// Dropout of attention weights.
+    pub attention_dropout: f64,
+    /// Added to layernorm's variance.
+    pub layer_norm_eps: f64,
+    /// Standard deviation of the initial weights.
+    pub initializer_range: f64,
+    /// Start from this Hugging Face folder or checkpoint instead of random weights.
+    pub init_from: Option<PathBuf>,
+}
+
+/// Where the data lies. If `dir` holds no manifest and `prepare.input` is given, the data is prepared there first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    /// The shard folder.
+    pub dir: PathBuf,
+    /// How to make it.
+    pub prepare: PrepareConfig,
+}
+
+/// How text becomes shards: the options of `launcher prepare`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PrepareConfig {
+    /// Files or folders.
+    pub input: Vec<PathBuf>,
+    /// vocab.txt; or else `train_vocab`.
+    pub vocab: Option<PathBuf>,
+    /// Train a WordPiece vocabulary of this many tokens on the input.
+    pub train_vocab: Option<usize>,
+    /// Tokens of the longest sequence, [CLS] and [SEP] included.
+    pub max_seq_length: usize,
+    /// What a line of plain text is.
+    pub split: Split,
+    /// Sentence pairs with a next-sentence label; otherwise full sentences.
+    pub nsp: bool,
+    /// Masks drawn at load time, or stored.
+    pub masking: Masking,
+    /// How often each document is used, each time cut and masked anew.
+    pub dupe_factor: usize,
+    /// Share of tokens to predict.
+    pub masked_lm_prob: f64,
+    /// Most tokens to predict in one sequence.
+    pub max_predictions: usize,
+    /// Share of sequences that are cut shorter at random.
+    pub short_seq_prob: f64,
+    /// Share of documents held out for evaluation.
+    pub eval_fraction: f64,
+    /// Of everything drawn.
+    pub seed: u64,
+}
+
+/// What a line of plain text is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// One sentence a line, a blank line between documents.
+    Lines,
+    /// Prose, to be split into sentences; a blank line ends a paragraph, a file is a document.
+    Sentences,
+}
+
+/// When masks are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Masking {
+    /// At load time: every epoch differs, every run repeats.
+    Dynamic,
+    /// At preparation, stored in the shards.
+    Static,
+}
+
+/// The training loop.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// The run folder.
+    pub run: PathBuf,
+    /// `auto`, `cpu` or `cuda`.
+    pub device: Device,
+    /// Updates of the weights.
+    pub steps: u64,
+    /// Of initialization, order, masks and dropout.
+    pub seed: u64,
+    /// Sequences of one update; 0 if `batch_tokens` is given instead.
+    pub batch_sequences: usize,
+    /// Token budget of one update: as many sequences as fit; 0 for `batch_sequences`.
+    pub batch_tokens: usize,
+    /// Micro-batches of one update, each `1 / accumulation` of the batch.
+    pub accumulation: usize,
+    /// Steps between lines of metrics.
+    pub log_every: u64,
+    /// Sequences trained between evaluations; 0 evaluates at the end only.
+    pub eval_every: u64,
+    /// Sequences of one evaluation; 0 for all.
+    pub eval_sequences: usize,
+    /// MLM accuracy on held-out text that ends the run.
+    pub target_accuracy: Option<f64>,
+    /// Steps between checkpoints; 0 for the end only.
+    pub checkpoint_every: u64,
+    /// Newest checkpoints kept, besides the best.
+    pub keep_checkpoints: usize,
+    /// What a non-finite loss or gradient does.
+    pub on_nonfinite: OnNonFinite,
+    /// CPU threads; 0 for all cores.
+    pub threads: usize,
+}
+
+/// Where to train.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Device {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+/// What a non-finite loss or gradient does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNonFinite {
+    /// End the run with a message; the last good checkpoint stays.
+    Stop,
+    /// Skip the update, count it, go on.
+    Skip,
+}
+
+/// The optimizer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// `adamw` or `lamb`.
+    pub kind: OptimizerKind,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay; not for biases and layernorms.
+    pub weight_decay: f64,
+    /// Gradients are clipped to this global norm; 0 for no clipping.
+    pub clip_norm: f64,
+}
+
+/// Which optimizer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum OptimizerKind {
+    AdamW,
+    Lamb,
+}
+
+/// The learning rate over time; steps count from 0.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ScheduleConfig {
+    /// What follows the warmup.
+    pub kind: ScheduleKind,
+    /// Base learning rate.
+    pub lr: f64,
+    /// Steps of linear warmup.
+    pub warmup_steps: i64,
+    /// MLPerf's `start_warmup_step`: the warmup counts from here, and may lie below 0.
+    pub start_warmup_step: i64,
+    /// Steps over which the decay runs; 0 for `train.steps`.
+    pub total_steps: u64,
+    /// Learning rate at the end, for `linear`, `cosine` and `polynomial`.
+    pub end_lr: f64,
+    /// Exponent of `polynomial`.
+    pub power: f64,
+}
+
+/// What follows the warmup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum ScheduleKind {
+    Polynomial,
+    Linear,
+    Cosine,
+    Constant,
+}
+
+mod gelu_name {
+    use super::Gelu;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+    pub fn serialize<S: Serializer>(gelu: &Gelu, s: S) -> Result<S::Ok, S::Error> {
+        match gelu {
+            Gelu::Tanh => "tanh",
+            Gelu::Erf => "erf",
+        }
+        .serialize(s)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Gelu, D::Error> {
+        match String::deserialize(d)?.as_str() {
+            "tanh" => Ok(Gelu::Tanh),
+            "erf" => Ok(Gelu::Erf),
+            other => Err(de::Error::unknown_variant(other, &["tanh", "erf"])),
+        }
+    }
+}
+
+impl Preset {
+    /// The preset's model; the vocabulary's size is left open.
+    pub fn model(self) -> ModelConfig {
+        let (layers, hidden) = match self {
+            Self::Tiny => (2, 128),
+            Self::Mini => (4, 256),
+            Self::Small => (4, 512),
+            Self::Medium => (8, 512),
+            Self::Base => (12, 768),
+            Self::Large => (24, 1024),
+        };
+        ModelConfig {
+            layers,
+            hidden,
+            heads: hidden / 64,
+            intermediate: 4 * hidden,
+            max_positions: 512,
+            type_vocab: 2,
+            vocab_size: 0,
+            gelu: Gelu::Tanh,
+            hidden_dropout: 0.1,
+            attention_dropout: 0.1,
+            layer_norm_eps: 1e-12,
+            initializer_range: 0.02,
+            init_from: None,
+        }
+    }
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Preset::Base.model()
+    }
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self { dir: "runs/data".into(), prepare: PrepareConfig::default() }
+    }
+}
+
+impl Default for PrepareConfig {
+    fn default() -> Self {
+        Self {
+            input: Vec::new(),
+            vocab: None,
+            train_vocab: None,
+            max_seq_length: 512,
+            split: Split::Lines,
+            nsp: true,
+            masking: Masking::Dynamic,
+            dupe_factor: 1,
+            masked_lm_prob: 0.15,
+            max_predictions: 76,
+            short_seq_prob: 0.1,
+            eval_fraction: 0.02,
+            seed: 12345,
+        }
+    }
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            run: "runs/default".into(),
+            device: Device::Auto,
+            steps: 1000,
+            seed: 1,
+            batch_sequences: 32,
+            batch_tokens: 0,
+            accumulation: 1,
+            log_every: 10,
+            eval_every: 0,
+            eval_sequences: 0,
+            target_accuracy: None,
+            checkpoint_every: 500,
+            keep_checkpoints: 2,
+            on_nonfinite: OnNonFinite::Stop,
+            threads: 0,
+        }
+    }
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        Self {
+            kind: OptimizerKind::AdamW,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-6,
+            weight_decay: 0.01,
+            clip_norm: 1.0,
+        }
+    }
+}
+
+impl Default for ScheduleConfig {
+    fn default() -> Self {
+        Self {
+            kind: ScheduleKind::Linear,
+            lr: 1e-4,
+            warmup_steps: 0,
+            start_warmup_step: 0,
+            total_steps: 0,
+            end_lr: 0.0,
+            power: 1.0,
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What can go wrong outside an op. Each message is one line that names the file, the field and the number, and
+//! says what to do.
+
+use std::path::{Path, PathBuf};
+
+/// Failure of preparing data, training, or reading and writing a file.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused.
+    #[error("{}: {action}: {source}{}", path.display(), hint(source))]
+    Io {
+        /// What was being done, as in "cannot create".
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("{}: {what}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The field, the number found and expected, and the remedy.
+        what: String,
+    },
+    /// A configuration value is wrong.
+    #[error("{key}: {what}")]
+    Config {
+        /// The dotted key.
+        key: String,
+        /// The value, what is expected, and the remedy.
+        what: String,
+    },
+    /// An op failed.
+    #[error(transparent)]
+    Op(#[from] kernels::Error),
+    /// Training cannot go on (non-finite loss, for example).
+    #[error("{0}")]
+    Training(String),
+}
+
+/// Result of the engine.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A file that does not hold what it should.
+    pub fn file(path: impl Into<PathBuf>, what: impl Into<String>) -> Self {
+        Self::File { path: path.into(), what: what.into() }
+    }
+
+    /// A wrong configuration value.
+    pub fn config(key: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::Config { key: key.into(), what: what.into() }
+    }
+}
+
+/// Names the file in an I/O error: `File::open(p).during("cannot open", p)?`.
+pub trait During<T> {
+    /// Adds what was being done and to which path.
+    fn during(self, action: &'static str, path: &Path) -> Result<T>;
+}
+
+impl<T> During<T> for std::io::Result<T> {
+    fn during(self, action: &'static str, path: &Path) -> Result<T> {
+        self.map_err(|source| Error::Io { action, path: path.to_owned(), source })
+    }
+}
+
+fn hint(source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::*;
+    match source.kind() {
+        StorageFull | QuotaExceeded => {
+            "; free some space or choose another folder, nothing written before is lost"
+        }
+        PermissionDenied | ReadOnlyFilesystem => {
+            "; choose a folder that you may write to, or change its permissions"
+        }
+        NotFound => "; check the path",
+        _ => "",
+    }
+}

@@ -1,0 +1,15 @@
+//! BERT and its training, generic over a [`kernels::Backend`].
+
+pub mod checkpoint;
+pub mod config;
+pub mod data;
+pub mod error;
+pub mod metrics;
+pub mod mllog;
+pub mod model;
+pub mod optim;
+pub mod report;
+pub mod table;
+pub mod trainer;
+
+pub use error::{Error, Result};

@@ -1,0 +1,42 @@
+//! What can go wrong in an op.
+
+/// Failure of an op or of a device.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A buffer has another length than the op's sizes ask for.
+    #[error("{op}: `{arg}` has {got} elements, expected {want}")]
+    Length {
+        /// The op.
+        op: &'static str,
+        /// The argument's field name.
+        arg: &'static str,
+        /// Its length.
+        got: usize,
+        /// The length that the op's sizes ask for.
+        want: usize,
+    },
+    /// A size or value that the op cannot take.
+    #[error("{op}: {what}")]
+    Unsupported {
+        /// The op.
+        op: &'static str,
+        /// What is not supported, with the number.
+        what: String,
+    },
+    /// The device has less memory than asked for.
+    #[error("cannot allocate {bytes} bytes for {what}")]
+    OutOfMemory {
+        /// Name of the buffer.
+        what: &'static str,
+        /// Its size.
+        bytes: usize,
+    },
+}
+
+/// Result of an op.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Checks a buffer's length against the op's sizes.
+pub(crate) fn check_len(op: &'static str, arg: &'static str, got: usize, want: usize) -> Result<()> {
+    if got == want { Ok(()) } else { Err(Error::Length { op, arg, got, want }) }
+}

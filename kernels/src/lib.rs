@@ -1,0 +1,14 @@
+//! The ops of BERT training. This crate knows tensors, not BERT.
+//!
+//! [`Backend`] is the list of ops, each with its backward; [`cpu::Cpu`] runs them on the CPU, generic over
+//! `f32` (the product's default) and `f64` (the oracle that everything else is compared with).
+
+pub mod backend;
+pub mod cpu;
+pub mod error;
+pub mod philox;
+pub mod scalar;
+
+pub use backend::Backend;
+pub use error::{Error, Result};
+pub use scalar::Scalar;
