@@ -1,5 +1,6 @@
 //! BERT and its training, generic over a [`kernels::Backend`].
 
+pub mod activations;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
