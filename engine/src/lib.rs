@@ -12,5 +12,6 @@ pub mod optim;
 pub mod report;
 pub mod table;
 pub mod trainer;
+pub mod verify;
 
 pub use error::{Error, Result};
