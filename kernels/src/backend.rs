@@ -467,9 +467,9 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// Owned memory of the device.
     type Mem<T: bytemuck::Pod + Send + Sync>: Send + Sync;
     /// A borrowed part of it.
-    type Ref<'a, T: 'a>: Copy + Send + Sync;
+    type Ref<'a, T: 'a + Send + Sync>: Copy + Send + Sync;
     /// A mutably borrowed part of it.
-    type Mut<'a, T: 'a>: Send;
+    type Mut<'a, T: 'a + Send + Sync>: Send;
     /// All parameters: master weights in `Acc` and, where `Elem` is narrower, the rounded copy that products read.
     type Weights: Send + Sync;
 
@@ -490,9 +490,9 @@ pub trait Backend: Sized + Send + Sync + 'static {
         range: Range<usize>,
     ) -> Self::Mut<'_, T>;
     /// Borrows what a mutable borrow covers.
-    fn reborrow<'a, T: 'a>(mem: &'a Self::Mut<'_, T>) -> Self::Ref<'a, T>;
+    fn reborrow<'a, T: 'a + Send + Sync>(mem: &'a Self::Mut<'_, T>) -> Self::Ref<'a, T>;
     /// Shortens a mutable borrow.
-    fn reborrow_mut<'a, T: 'a>(mem: &'a mut Self::Mut<'_, T>) -> Self::Mut<'a, T>;
+    fn reborrow_mut<'a, T: 'a + Send + Sync>(mem: &'a mut Self::Mut<'_, T>) -> Self::Mut<'a, T>;
     /// Copies from the host; the lengths must agree.
     fn upload<T: bytemuck::Pod + Send + Sync>(&self, dst: Self::Mut<'_, T>, src: &[T]) -> Result<()>;
     /// Copies to the host; the lengths must agree. Waits for the device.
