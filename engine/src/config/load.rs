@@ -231,7 +231,7 @@ fn collect_places(at: &str, table: &DeTable<'_>, keys: &Keys, places: &mut Vec<(
     for (name, value) in table {
         let key = join(at, name.get_ref());
         match value.get_ref() {
-            DeValue::Table(inner) if !keys.is_leaf(&key) && !(inner.is_empty() && !keys.is_section(&key)) => {
+            DeValue::Table(inner) if keys.is_section(&key) || !(keys.is_leaf(&key) || inner.is_empty()) => {
                 collect_places(&key, inner, keys, places);
             }
             _ => places.push((key, name.span().start)),
