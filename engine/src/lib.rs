@@ -1,5 +1,6 @@
 //! BERT and its training, generic over a [`kernels::Backend`].
 
+pub mod activations;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
@@ -11,5 +12,6 @@ pub mod optim;
 pub mod report;
 pub mod table;
 pub mod trainer;
+pub mod verify;
 
 pub use error::{Error, Result};

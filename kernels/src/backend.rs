@@ -59,6 +59,17 @@ impl<B: Backend> Clone for Dropout<'_, B> {
 }
 impl<B: Backend> Copy for Dropout<'_, B> {}
 
+impl<'long, B: Backend> Dropout<'long, B> {
+    /// The same dropout for a shorter time.
+    pub fn shorten<'short>(self) -> Dropout<'short, B>
+    where
+        'long: 'short,
+    {
+        let Self { rate, key, site, row_keys } = self;
+        Dropout { rate, key, site, row_keys: B::shorten(row_keys) }
+    }
+}
+
 /// Rows grouped by a value: group `g` is value `ids[g]` at rows `rows[starts[g]..starts[g + 1]]`. It lets the
 /// gradient of a table be summed in a fixed order without atomics.
 pub struct Groups<'a, B: Backend> {
@@ -489,10 +500,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
         mem: &mut Self::Mem<T>,
         range: Range<usize>,
     ) -> Self::Mut<'_, T>;
-    /// Borrows what a mutable borrow covers.
-    fn reborrow<'a, T: 'a>(mem: &'a Self::Mut<'_, T>) -> Self::Ref<'a, T>;
-    /// Shortens a mutable borrow.
-    fn reborrow_mut<'a, T: 'a>(mem: &'a mut Self::Mut<'_, T>) -> Self::Mut<'a, T>;
+    /// The same borrow for a shorter time (associated types are invariant, so the compiler cannot do it alone).
+    fn shorten<'short, 'long: 'short, T: 'long>(r: Self::Ref<'long, T>) -> Self::Ref<'short, T>;
     /// Copies from the host; the lengths must agree.
     fn upload<T: bytemuck::Pod + Send + Sync>(&self, dst: Self::Mut<'_, T>, src: &[T]) -> Result<()>;
     /// Copies to the host; the lengths must agree. Waits for the device.

@@ -1,1 +1,396 @@
-//! (being written)
+//! BERT: forward and backward, written out. Each part's backward stands below its forward.
+
+mod embeddings;
+mod heads;
+mod init;
+mod layer;
+
+use crate::activations::{Activations, BackwardScratch, DeviceBatch, Dims};
+use crate::config::ModelConfig;
+use crate::data::Batch;
+use crate::table::TensorTable;
+use crate::{Error, Result};
+use kernels::Scalar;
+use kernels::backend::{AttentionSize, Backend, Dropout, Indices};
+use kernels::philox::{self, DropoutRate, Site};
+
+/// A model on a device: weights and the activations of the batch it last saw.
+pub struct Bert<B: Backend> {
+    backend: B,
+    config: ModelConfig,
+    table: TensorTable,
+    weights: B::Weights,
+    batch: DeviceBatch<B>,
+    acts: Activations<B>,
+    /// [4] MLM loss, MLM correct, NSP loss, NSP correct: sums since they were last cleared
+    sums: B::Mem<B::Acc>,
+}
+
+/// Gradients of all parameters, and what computing them needs.
+pub struct Gradients<B: Backend> {
+    params: B::Mem<B::Acc>,
+    scratch: BackwardScratch<B>,
+}
+
+/// Sums over the predictions of one or more batches.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct EvalSums {
+    /// Cross-entropy of the masked tokens, natural logarithm.
+    pub mlm_loss: f64,
+    /// Masked tokens whose largest logit is right.
+    pub mlm_correct: f64,
+    /// Masked tokens.
+    pub mlm_count: usize,
+    /// Cross-entropy of the next-sentence labels.
+    pub nsp_loss: f64,
+    /// Right next-sentence answers.
+    pub nsp_correct: f64,
+    /// Sequences with a next-sentence label.
+    pub nsp_count: usize,
+}
+
+impl EvalSums {
+    /// Mean cross-entropy of a masked token; 0 where there is none.
+    pub fn mlm_mean(&self) -> f64 {
+        self.mlm_loss / self.mlm_count.max(1) as f64
+    }
+
+    /// Mean cross-entropy of a next-sentence label; 0 where there is none.
+    pub fn nsp_mean(&self) -> f64 {
+        self.nsp_loss / self.nsp_count.max(1) as f64
+    }
+
+    /// The training loss: the sum of both means.
+    pub fn loss(&self) -> f64 {
+        self.mlm_mean() + self.nsp_mean()
+    }
+
+    /// Share of masked tokens that are right.
+    pub fn mlm_accuracy(&self) -> f64 {
+        self.mlm_correct / self.mlm_count.max(1) as f64
+    }
+
+    /// Share of next-sentence answers that are right.
+    pub fn nsp_accuracy(&self) -> f64 {
+        self.nsp_correct / self.nsp_count.max(1) as f64
+    }
+
+    /// Adds another batch's sums.
+    pub fn add(&mut self, other: &Self) {
+        self.mlm_loss += other.mlm_loss;
+        self.mlm_correct += other.mlm_correct;
+        self.mlm_count += other.mlm_count;
+        self.nsp_loss += other.nsp_loss;
+        self.nsp_correct += other.nsp_correct;
+        self.nsp_count += other.nsp_count;
+    }
+}
+
+/// What turns a batch's loss into the global batch's: the loss is the mean over all masked tokens plus the mean over
+/// all next-sentence labels, whatever micro-batch or rank they are in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LossScale {
+    /// 1 / masked tokens of the global batch.
+    pub mlm: f64,
+    /// 1 / next-sentence labels of the global batch.
+    pub nsp: f64,
+}
+
+impl LossScale {
+    /// For a global batch of these counts.
+    pub fn new(masked: usize, labelled: usize) -> Self {
+        Self { mlm: 1.0 / masked.max(1) as f64, nsp: 1.0 / labelled.max(1) as f64 }
+    }
+}
+
+/// The dropouts of one pass.
+#[derive(Debug, Clone, Copy)]
+struct Drops {
+    hidden: DropoutRate,
+    attention: DropoutRate,
+    key: u64,
+}
+
+impl Drops {
+    fn hidden<'a, B: Backend>(&self, layer: usize, site: Site, row_keys: Indices<'a, B>) -> Dropout<'a, B> {
+        Dropout { rate: self.hidden, key: self.key, site: philox::site(layer, site), row_keys }
+    }
+
+    fn attention<'a, B: Backend>(&self, layer: usize, row_keys: Indices<'a, B>) -> Dropout<'a, B> {
+        Dropout { rate: self.attention, key: self.key, site: philox::site(layer, Site::Attention), row_keys }
+    }
+}
+
+/// What every part of a pass reads.
+struct Pass<'a, B: Backend> {
+    backend: &'a B,
+    config: &'a ModelConfig,
+    table: &'a TensorTable,
+    weights: &'a B::Weights,
+    batch: &'a DeviceBatch<B>,
+    drops: Drops,
+}
+
+impl<B: Backend> Pass<'_, B> {
+    fn hidden(&self) -> usize {
+        self.config.hidden
+    }
+
+    fn attention_size(&self, subset: bool) -> AttentionSize<'_, B> {
+        let b = self.batch;
+        AttentionSize {
+            cu_q: if subset { b.cu_rows.view() } else { b.cu_seqlens.view() },
+            cu_k: b.cu_seqlens.view(),
+            queries: if subset { b.dims.rows } else { b.dims.tokens },
+            keys: b.dims.tokens,
+            max_keys: b.max_length,
+            heads: self.config.heads,
+            head_size: self.config.hidden / self.config.heads,
+        }
+    }
+
+    /// Keys of the dropout draws: of the last layer's rows, or of all tokens.
+    fn row_keys(&self, subset: bool) -> Indices<'_, B> {
+        if subset { self.batch.rows_keys.view() } else { self.batch.row_keys.view() }
+    }
+}
+
+impl<B: Backend> Bert<B> {
+    /// A model with all weights 0; see [`Self::init`] and [`Self::load_weights`].
+    pub fn new(backend: B, config: &ModelConfig) -> Result<Self> {
+        let table = TensorTable::new(config);
+        Ok(Self {
+            weights: backend.weights(table.len)?,
+            batch: DeviceBatch::new(&backend)?,
+            acts: Activations::new(&backend, config, table.padded_vocab, Dims::default())?,
+            sums: backend.zeros("losses", 4)?,
+            config: config.clone(),
+            table,
+            backend,
+        })
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The sizes.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The parameters' places.
+    pub fn table(&self) -> &TensorTable {
+        &self.table
+    }
+
+    /// Both, for an optimizer: the weights to update and the device.
+    pub fn weights_mut(&mut self) -> (&B, &mut B::Weights) {
+        (&self.backend, &mut self.weights)
+    }
+
+    /// Initializes the weights: normal cut at two deviations, biases 0, layernorms 1 and 0; the same for one seed.
+    pub fn init(&mut self, seed: u64) -> Result<()> {
+        let weights = init::weights(&self.table, self.config.initializer_range, seed);
+        self.load_weights(&weights)
+    }
+
+    /// Sets all weights; `weights` is laid out as [`Self::table`] says, padding 0.
+    pub fn load_weights(&mut self, weights: &[f32]) -> Result<()> {
+        if weights.len() != self.table.len {
+            let what = format!("{} weights given, the model's table has {}", weights.len(), self.table.len);
+            return Err(Error::Training(what));
+        }
+        let weights: Vec<B::Acc> = weights.iter().map(|&w| B::Acc::from_f64(f64::from(w))).collect();
+        Ok(self.backend.upload_weights(&mut self.weights, 0, &weights)?)
+    }
+
+    /// All master weights, laid out as [`Self::table`] says.
+    pub fn weights(&self) -> Result<Vec<B::Acc>> {
+        let mut host = vec![B::Acc::ZERO; self.table.len];
+        self.backend.download(B::master(&self.weights, 0..self.table.len), &mut host)?;
+        Ok(host)
+    }
+
+    /// Losses and accuracies of a batch, without dropout.
+    pub fn evaluate(&mut self, batch: &Batch) -> Result<EvalSums> {
+        self.clear_sums()?;
+        self.forward(batch, None)?;
+        let pass = Self::pass(&self.backend, &self.config, &self.table, &self.weights, &self.batch, None);
+        heads::losses(&pass, &mut self.acts.heads, &mut self.sums, None)?;
+        let mut sums = self.sums()?;
+        sums.mlm_count = batch.mlm_rows.len();
+        sums.nsp_count = batch.nsp_labels.len();
+        Ok(sums)
+    }
+
+    /// Logits [masked tokens, vocabulary] of a batch, without dropout.
+    pub fn mlm_logits(&mut self, batch: &Batch) -> Result<Vec<f64>> {
+        self.forward(batch, None)?;
+        let (classes, stride) = (self.config.vocab_size, self.table.padded_vocab);
+        let mut padded = vec![0.0; batch.mlm_rows.len() * stride];
+        self.backend.download_elems(B::at(&self.acts.heads.logits, 0..padded.len()), &mut padded)?;
+        Ok(padded.chunks_exact(stride).flat_map(|row| &row[..classes]).copied().collect())
+    }
+
+    /// Next-sentence logits [B, 2] of the last pass.
+    pub fn nsp_logits(&self) -> Result<Vec<f64>> {
+        let mut logits = vec![0.0; self.batch.dims.sequences * 2];
+        self.backend.download_elems(B::at(&self.acts.heads.nsp_logits, 0..logits.len()), &mut logits)?;
+        Ok(logits)
+    }
+
+    /// Hidden states of the last pass: of the embeddings (0) or of a layer (1…). [T, H]; of the last layer [R, H].
+    pub fn hidden_states(&self, index: usize) -> Result<Vec<f64>> {
+        let rows = if index == self.config.layers { self.batch.dims.rows } else { self.batch.dims.tokens };
+        let mut host = vec![0.0; rows * self.config.hidden];
+        let y = match index {
+            0 => &self.acts.embedding.y,
+            i => &self.acts.layers[i - 1].output_norm.y,
+        };
+        self.backend.download_elems(B::at(y, 0..host.len()), &mut host)?;
+        Ok(host)
+    }
+
+    /// Gradient buffers for this model, all 0.
+    pub fn gradients(&self) -> Result<Gradients<B>> {
+        Ok(Gradients {
+            params: self.backend.zeros("gradients", self.table.len)?,
+            scratch: BackwardScratch::new(&self.backend, &self.config, Dims::default())?,
+        })
+    }
+
+    /// Forward and backward of one micro-batch: adds its gradient of the scaled loss to `grads` and its losses to
+    /// the sums. `key` is the step's [`philox::step_key`].
+    pub fn forward_backward(
+        &mut self,
+        grads: &mut Gradients<B>,
+        batch: &Batch,
+        scale: LossScale,
+        key: u64,
+    ) -> Result<()> {
+        self.forward(batch, Some(key))?;
+        if !self.batch.dims.fits(&grads.scratch.capacity) {
+            grads.scratch = BackwardScratch::new(&self.backend, &self.config, self.acts.capacity)?;
+        }
+        let pass =
+            Self::pass(&self.backend, &self.config, &self.table, &self.weights, &self.batch, Some(key));
+        heads::losses(&pass, &mut self.acts.heads, &mut self.sums, Some(scale))?;
+        heads::backward(&pass, &mut self.acts.heads, grads)?;
+        for (i, acts) in self.acts.layers.iter().enumerate().rev() {
+            let x = if i == 0 { &self.acts.embedding.y } else { &self.acts.layers[i - 1].output_norm.y };
+            layer::backward(&pass, i, acts, x, grads)?;
+        }
+        embeddings::backward(&pass, &self.acts.embedding, grads)
+    }
+
+    /// Sums of the losses since [`Self::clear_sums`]; the counts are left 0. Waits for the device.
+    pub fn sums(&self) -> Result<EvalSums> {
+        let mut host = [B::Acc::ZERO; 4];
+        self.backend.download(B::at(&self.sums, 0..4), &mut host)?;
+        let [mlm_loss, mlm_correct, nsp_loss, nsp_correct] = host.map(Scalar::to_f64);
+        Ok(EvalSums { mlm_loss, mlm_correct, nsp_loss, nsp_correct, ..EvalSums::default() })
+    }
+
+    /// Starts new sums.
+    pub fn clear_sums(&mut self) -> Result<()> {
+        Ok(self.backend.clear(B::at_mut(&mut self.sums, 0..4))?)
+    }
+
+    fn pass<'a>(
+        backend: &'a B,
+        config: &'a ModelConfig,
+        table: &'a TensorTable,
+        weights: &'a B::Weights,
+        batch: &'a DeviceBatch<B>,
+        key: Option<u64>,
+    ) -> Pass<'a, B> {
+        let rate = |p: f64| if key.is_some() { DropoutRate::new(p) } else { DropoutRate::NONE };
+        let drops = Drops {
+            hidden: rate(config.hidden_dropout),
+            attention: rate(config.attention_dropout),
+            key: key.unwrap_or(0),
+        };
+        Pass { backend, config, table, weights, batch, drops }
+    }
+
+    /// Up to the logits; with a key, with dropout.
+    fn forward(&mut self, batch: &Batch, key: Option<u64>) -> Result<()> {
+        self.check(batch)?;
+        self.batch.upload(&self.backend, batch)?;
+        let dims = self.batch.dims;
+        if !dims.fits(&self.acts.capacity) {
+            let capacity = dims.max(&self.acts.capacity);
+            let padded_vocab = self.table.padded_vocab;
+            // The old buffers go first, so that both never exist together.
+            self.acts = Activations::new(&self.backend, &self.config, padded_vocab, Dims::default())?;
+            self.acts = Activations::new(&self.backend, &self.config, padded_vocab, capacity)?;
+        }
+        let pass = Self::pass(&self.backend, &self.config, &self.table, &self.weights, &self.batch, key);
+        embeddings::forward(&pass, &mut self.acts.embedding)?;
+        for i in 0..self.acts.layers.len() {
+            let (before, after) = self.acts.layers.split_at_mut(i);
+            let x = before.last().map_or(&self.acts.embedding.y, |l| &l.output_norm.y);
+            layer::forward(&pass, i, &mut after[0], x)?;
+        }
+        let last = &self.acts.layers[self.config.layers - 1].output_norm.y;
+        heads::forward(&pass, &mut self.acts.heads, last)
+    }
+
+    /// What the ops cannot know: that the batch belongs to this model.
+    fn check(&self, batch: &Batch) -> Result<()> {
+        let c = &self.config;
+        if batch.max_length > c.max_positions {
+            return Err(Error::config(
+                "model.max_positions",
+                format!(
+                    "{} positions, but a sequence has {} tokens; prepare shorter sequences or raise it",
+                    c.max_positions, batch.max_length
+                ),
+            ));
+        }
+        let largest = |v: &[u32]| v.iter().copied().max().unwrap_or(0) as usize;
+        let (token, kind) = (largest(&batch.tokens).max(largest(&batch.mlm_labels)), largest(&batch.types));
+        if token >= c.vocab_size {
+            let what = format!("{}, but the data holds token id {token}", c.vocab_size);
+            return Err(Error::config("model.vocab_size", what));
+        }
+        if kind >= c.type_vocab {
+            let what = format!("{}, but the data holds token type {kind}", c.type_vocab);
+            return Err(Error::config("model.type_vocab", what));
+        }
+        Ok(())
+    }
+}
+
+impl<B: Backend> Gradients<B> {
+    /// All gradients, as [`Bert::table`] says.
+    pub fn params(&self) -> &B::Mem<B::Acc> {
+        &self.params
+    }
+
+    /// Starts anew.
+    pub fn clear(&mut self, backend: &B) -> Result<()> {
+        let len = B::len(&self.params);
+        Ok(backend.clear(B::at_mut(&mut self.params, 0..len))?)
+    }
+
+    /// All gradients on the host. Waits for the device.
+    pub fn download(&self, backend: &B) -> Result<Vec<B::Acc>> {
+        let mut host = vec![B::Acc::ZERO; B::len(&self.params)];
+        backend.download(B::at(&self.params, 0..host.len()), &mut host)?;
+        Ok(host)
+    }
+}
+
+/// Floating-point operations of forward and backward, products only, nothing counted twice for recomputation:
+/// `6 T L (4 H^2 + 2 H F) + 12 L H sum(len^2) + 6 M (H^2 + H V)`.
+pub fn training_flops(config: &ModelConfig, batch: &Batch) -> f64 {
+    let (h, f, l) = (config.hidden as f64, config.intermediate as f64, config.layers as f64);
+    let squares: f64 = batch.cu_seqlens.windows(2).map(|w| f64::from(w[1] - w[0]).powi(2)).sum();
+    let masked = batch.mlm_rows.len() as f64;
+    6.0 * batch.token_count() as f64 * l * (4.0 * h * h + 2.0 * h * f)
+        + 12.0 * l * h * squares
+        + 6.0 * masked * (h * h + h * config.vocab_size as f64)
+}
