@@ -1,1 +1,4 @@
-//! One integration-test binary: parity, training, command line, robustness.
+//! One integration-test binary: parity with the reference, training, command line, robustness.
+
+mod parity;
+mod training;

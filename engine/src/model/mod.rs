@@ -203,7 +203,12 @@ impl<B: Backend> Bert<B> {
             return Err(Error::Training(what));
         }
         let weights: Vec<B::Acc> = weights.iter().map(|&w| B::Acc::from_f64(f64::from(w))).collect();
-        Ok(self.backend.upload_weights(&mut self.weights, 0, &weights)?)
+        self.load_master(&weights)
+    }
+
+    /// Sets all weights in the precision of the master copy, as [`Self::weights`] returned them.
+    pub fn load_master(&mut self, weights: &[B::Acc]) -> Result<()> {
+        Ok(self.backend.upload_weights(&mut self.weights, 0, weights)?)
     }
 
     /// All master weights, laid out as [`Self::table`] says.

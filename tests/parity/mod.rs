@@ -1,0 +1,3 @@
+//! Our numbers against a reference implementation's.
+
+mod golden;
