@@ -12,6 +12,8 @@ use std::path::Path;
 const MAX_HEADS: usize = (1 << 16) - 1;
 /// The dropout generator counts blocks of 64 keys in 14 bits.
 const MAX_POSITIONS: usize = 1 << 20;
+/// Shards keep positions in 16 bits.
+const MAX_SEQ_LENGTH: usize = (1 << 16) - 1;
 /// Token ids are kept in 32 bits; no vocabulary in use comes near this.
 const MAX_VOCAB: usize = 1 << 24;
 /// [PAD], [UNK], [CLS], [SEP], [MASK] and one token to learn.
@@ -166,9 +168,9 @@ impl PrepareConfig {
 
     fn check(&self) -> Result<()> {
         let shortest = if self.nsp { 5 } else { 3 };
-        within("data.prepare.max_seq_length", self.max_seq_length, shortest..=MAX_POSITIONS)?;
+        within("data.prepare.max_seq_length", self.max_seq_length, shortest..=MAX_SEQ_LENGTH)?;
         within("data.prepare.dupe_factor", self.dupe_factor, 1..=65_535)?;
-        within("data.prepare.max_predictions", self.max_predictions, 1..=MAX_POSITIONS)?;
+        within("data.prepare.max_predictions", self.max_predictions, 1..=MAX_SEQ_LENGTH)?;
         let p = self.masked_lm_prob;
         if !(p > 0.0 && p <= 1.0) {
             return wrong(
