@@ -51,7 +51,8 @@ fn training_step(c: &mut Criterion) {
                 let scale = LossScale::new(batch.mlm_labels.len(), sequences);
                 bert.clear_sums().expect("sizes are right");
                 grads.clear(bert.backend()).expect("sizes are right");
-                bert.forward_backward(&mut grads, &batch, scale, step_key(1, update)).expect("sizes are right");
+                bert.forward_backward(&mut grads, &batch, scale, step_key(1, update))
+                    .expect("sizes are right");
                 let (backend, weights) = bert.weights_mut();
                 optimizer.update(backend, weights, grads.params(), 1e-5, update).expect("sizes are right");
                 optimizer.norm(backend).expect("sizes are right")

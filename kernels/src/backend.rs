@@ -478,9 +478,9 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// Owned memory of the device.
     type Mem<T: bytemuck::Pod + Send + Sync>: Send + Sync;
     /// A borrowed part of it.
-    type Ref<'a, T: 'a>: Copy + Send + Sync;
+    type Ref<'a, T: 'a + Send + Sync>: Copy + Send + Sync;
     /// A mutably borrowed part of it.
-    type Mut<'a, T: 'a>: Send;
+    type Mut<'a, T: 'a + Send + Sync>: Send;
     /// All parameters: master weights in `Acc` and, where `Elem` is narrower, the rounded copy that products read.
     type Weights: Send + Sync;
 
@@ -501,7 +501,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
         range: Range<usize>,
     ) -> Self::Mut<'_, T>;
     /// The same borrow for a shorter time (associated types are invariant, so the compiler cannot do it alone).
-    fn shorten<'short, 'long: 'short, T: 'long>(r: Self::Ref<'long, T>) -> Self::Ref<'short, T>;
+    fn shorten<'short, 'long: 'short, T: 'long + Send + Sync>(r: Self::Ref<'long, T>)
+    -> Self::Ref<'short, T>;
     /// Copies from the host; the lengths must agree.
     fn upload<T: bytemuck::Pod + Send + Sync>(&self, dst: Self::Mut<'_, T>, src: &[T]) -> Result<()>;
     /// Copies to the host; the lengths must agree. Waits for the device.

@@ -218,7 +218,7 @@ mod tests {
     fn attention_bytes_are_a_rearrangement_of_four_calls() {
         let bytes = attention_bytes(7, 9, 11, 3, 2);
         for j in 0..64 {
-            let call = philox_bytes(7, [3 << 16 | 2 * 4 + (j % 8 / 2) as u32, 11, 9, DROPOUT]);
+            let call = philox_bytes(7, [3 << 16 | (2 * 4 + (j % 8 / 2) as u32), 11, 9, DROPOUT]);
             assert_eq!(bytes[j], call[j / 8 * 2 + j % 2], "key {j}");
         }
     }

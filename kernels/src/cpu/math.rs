@@ -1,0 +1,311 @@
+//! What the ops share: run-time dispatch to wide vectors, reductions of fixed order, dropout masks.
+
+use crate::backend::Dropout;
+use crate::cpu::Cpu;
+use crate::error::check_len;
+use crate::philox::{DROPOUT, DropoutRate};
+use crate::{Error, Result, Scalar};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Partial sums of a reduction: two vectors of 16 floats hide part of the addition's latency.
+pub const LANES: usize = 32;
+/// Elements of one task of an elementwise op.
+pub const CHUNK: usize = 1 << 14;
+/// Ops on fewer elements than this run on the calling thread: waking another one takes longer.
+const SERIAL: usize = 1 << 14;
+/// Most blocks of a reduction over rows.
+const BLOCKS: usize = 64;
+
+/// Runs `f` compiled for the widest vectors that the machine has.
+#[inline(always)]
+pub fn simd<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
+/// Rows of one block. It depends on the number of rows alone, so that sums over blocks do not depend on the threads.
+pub fn block_rows(rows: usize) -> usize {
+    rows.div_ceil(BLOCKS).max(4)
+}
+
+/// Least number of tasks for one thread, where each has `elements`; for rayon's `with_min_len`.
+pub fn grain(elements: usize) -> usize {
+    SERIAL.div_ceil(elements.max(1))
+}
+
+/// Sum of `f` over a slice in a fixed order.
+#[inline(always)]
+pub fn sum<T: Scalar>(x: &[T], f: impl Fn(T) -> T) -> T {
+    let mut lanes = [T::ZERO; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let tail = chunks.remainder();
+    for x in chunks {
+        for l in 0..LANES {
+            lanes[l] += f(x[l]);
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(tail) {
+        *lane += f(x);
+    }
+    sum_lanes(lanes)
+}
+
+/// Sum of `f` over pairs in a fixed order.
+#[inline(always)]
+pub fn sum2<T: Scalar>(x: &[T], y: &[T], f: impl Fn(T, T) -> T) -> T {
+    let mut lanes = [T::ZERO; LANES];
+    let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+    let (x_tail, y_tail) = (xs.remainder(), ys.remainder());
+    for (x, y) in xs.zip(ys) {
+        for l in 0..LANES {
+            lanes[l] += f(x[l], y[l]);
+        }
+    }
+    for ((lane, &x), &y) in lanes.iter_mut().zip(x_tail).zip(y_tail) {
+        *lane += f(x, y);
+    }
+    sum_lanes(lanes)
+}
+
+#[inline(always)]
+fn sum_lanes<T: Scalar>(mut lanes: [T; LANES]) -> T {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for l in 0..half {
+            let upper = lanes[l + half];
+            lanes[l] += upper;
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// The largest element, or `floor` if none is larger. NaNs are passed over.
+#[inline(always)]
+pub fn max<T: Scalar>(x: &[T], floor: T) -> T {
+    let mut lanes = [floor; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let tail = chunks.remainder();
+    for x in chunks {
+        for l in 0..LANES {
+            lanes[l] = if x[l] > lanes[l] { x[l] } else { lanes[l] };
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(tail) {
+        *lane = if x > *lane { x } else { *lane };
+    }
+    lanes.into_iter().fold(floor, |m, x| if x > m { x } else { m })
+}
+
+/// `sums += x`.
+#[inline(always)]
+pub fn add<T: Scalar>(sums: &mut [T], x: &[T]) {
+    for (sum, &x) in sums.iter_mut().zip(x) {
+        *sum += x;
+    }
+}
+
+/// Adds the rows of `partials` \[blocks, stride\], columns `at..at + sums.len()`, to `sums` in order.
+pub fn add_partials<T: Scalar>(sums: &mut [T], partials: &[T], stride: usize, at: usize) {
+    simd(|| {
+        for row in partials.chunks_exact(stride.max(1)) {
+            add(sums, &row[at..at + sums.len()]);
+        }
+    });
+}
+
+/// Sets all elements, in parallel.
+pub fn fill<U: Copy + Send + Sync>(x: &mut [U], value: U) {
+    x.par_chunks_mut(CHUNK).with_min_len(grain(CHUNK)).for_each(|x| x.fill(value));
+}
+
+/// Checks a range of the flat table of gradients and borrows it.
+pub fn range_mut<'a, T>(
+    op: &'static str,
+    arg: &'static str,
+    table: &'a mut [T],
+    range: &Range<usize>,
+    want: usize,
+) -> Result<&'a mut [T]> {
+    check_range(op, arg, table.len(), range, want)?;
+    Ok(&mut table[range.clone()])
+}
+
+/// Checks a range of the flat table of gradients.
+pub fn check_range(
+    op: &'static str,
+    arg: &'static str,
+    table: usize,
+    range: &Range<usize>,
+    want: usize,
+) -> Result<()> {
+    check_len(op, arg, range.len(), want)?;
+    if range.end > table {
+        let what = format!("`{arg}` ends at {} in a table of {table} elements", range.end);
+        return Err(Error::Unsupported { op, what });
+    }
+    Ok(())
+}
+
+/// Checks that every index is below `limit`.
+pub fn check_indices(op: &'static str, arg: &'static str, indices: &[u32], limit: usize) -> Result<()> {
+    if indices.iter().fold(0, |m: u32, &i| m.max(i)) as usize >= limit
+        && let Some(at) = indices.iter().position(|&i| i as usize >= limit)
+    {
+        let what = format!("`{arg}[{at}]` is {}, expected below {limit}", indices[at]);
+        return Err(Error::Unsupported { op, what });
+    }
+    Ok(())
+}
+
+/// Philox4x32-10 on 16 counters at once; word `w` of counter `l` is `result[w][l]`.
+#[inline(always)]
+pub fn philox_lanes(key: u64, mut c0: [u32; 16], mut c1: [u32; 16], site: u32) -> [[u32; 16]; 4] {
+    let (mut c2, mut c3) = ([site; 16], [DROPOUT; 16]);
+    let (mut k0, mut k1) = (key as u32, (key >> 32) as u32);
+    for _ in 0..10 {
+        for l in 0..16 {
+            let p0 = u64::from(0xD251_1F53u32) * u64::from(c0[l]);
+            let p1 = u64::from(0xCD9E_8D57u32) * u64::from(c2[l]);
+            c0[l] = (p1 >> 32) as u32 ^ c1[l] ^ k0;
+            c1[l] = p1 as u32;
+            c2[l] = (p0 >> 32) as u32 ^ c3[l] ^ k1;
+            c3[l] = p0 as u32;
+        }
+        k0 = k0.wrapping_add(0x9E37_79B9);
+        k1 = k1.wrapping_add(0xBB67_AE85);
+    }
+    [c0, c1, c2, c3]
+}
+
+/// [`crate::philox::attention_bytes`] of 16 rows.
+#[inline(always)]
+pub fn attention_bytes_of_rows(
+    key: u64,
+    site: u32,
+    row_keys: [u32; 16],
+    head: usize,
+    block: usize,
+) -> [[u8; 64]; 16] {
+    let mut bytes = [[0u8; 64]; 16];
+    for quad in 0..4 {
+        let c0 = [((head as u32) << 16) | (block as u32 * 4 + quad as u32); 16];
+        let words = philox_lanes(key, c0, row_keys, site);
+        for (l, bytes) in bytes.iter_mut().enumerate() {
+            for w in 0..4 {
+                let word = words[w][l].to_le_bytes();
+                // bytes 4w + i of a call belong to keys (4w + i) / 2 * 8 + quad * 2 + i % 2
+                bytes[16 * w + 2 * quad..][..2].copy_from_slice(&word[..2]);
+                bytes[16 * w + 8 + 2 * quad..][..2].copy_from_slice(&word[2..]);
+            }
+        }
+    }
+    bytes
+}
+
+/// A dropout layer as the CPU applies it.
+#[derive(Clone, Copy)]
+pub struct Mask<'a, T> {
+    /// The rate.
+    pub rate: DropoutRate,
+    /// Factor of kept elements.
+    pub scale: T,
+    /// Philox key.
+    pub key: u64,
+    /// Counter word c2.
+    pub site: u32,
+    /// One key a row; not read at rate none.
+    pub row_keys: &'a [u32],
+}
+
+impl<'a, T: Scalar> Mask<'a, T> {
+    /// Checks the number of row keys.
+    pub fn new(op: &'static str, dropout: Dropout<'a, Cpu<T>>, rows: usize) -> Result<Self> {
+        let Dropout { rate, key, site, row_keys } = dropout;
+        if !rate.is_none() {
+            check_len(op, "dropout.row_keys", row_keys.len(), rows)?;
+        }
+        Ok(Self { rate, scale: T::from_f64(rate.scale()), key, site, row_keys })
+    }
+
+    /// Zeroes or scales the elements of row `row` of a hidden layer, in place: see
+    /// [`crate::philox::hidden_bytes`].
+    #[inline(always)]
+    pub fn apply(&self, row: usize, x: &mut [T]) {
+        if self.rate.is_none() {
+            return;
+        }
+        let row_key = self.row_keys[row];
+        for (batch, x) in x.chunks_mut(256).enumerate() {
+            let c0 = std::array::from_fn(|l| (batch * 16 + l) as u32);
+            let words = philox_lanes(self.key, c0, [row_key; 16], self.site);
+            let mut bytes = [0u8; 256];
+            for (l, group) in bytes.chunks_exact_mut(16).enumerate() {
+                for (w, out) in group.chunks_exact_mut(4).enumerate() {
+                    out.copy_from_slice(&words[w][l].to_le_bytes());
+                }
+            }
+            self.select(&bytes, x);
+        }
+    }
+
+    /// Keys of 16 rows from `row` on; those after the last row are 0.
+    pub fn sixteen_row_keys(&self, row: usize) -> [u32; 16] {
+        std::array::from_fn(|l| self.row_keys.get(row + l).copied().unwrap_or(0))
+    }
+
+    /// Zeroes or scales elements by their bytes.
+    #[inline(always)]
+    pub fn select(&self, bytes: &[u8], x: &mut [T]) {
+        for (x, &byte) in x.iter_mut().zip(bytes) {
+            *x = if byte < self.rate.threshold { T::ZERO } else { *x * self.scale };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::philox::{attention_bytes, hidden_bytes, philox4x32};
+
+    #[test]
+    fn lanes_are_the_scalar_generator() {
+        let (c0, c1) = (std::array::from_fn(|l| 7 * l as u32), std::array::from_fn(|l| 99 + l as u32));
+        let words = philox_lanes(0x1234_5678_9abc_def0, c0, c1, 5);
+        for l in 0..16 {
+            let one = philox4x32(0x1234_5678_9abc_def0, [c0[l], c1[l], 5, DROPOUT]);
+            assert_eq!([words[0][l], words[1][l], words[2][l], words[3][l]], one);
+        }
+    }
+
+    #[test]
+    fn attention_bytes_of_rows_are_those_of_each_row() {
+        let row_keys = std::array::from_fn(|l| 1000 + 3 * l as u32);
+        let bytes = attention_bytes_of_rows(77, 9, row_keys, 5, 2);
+        for l in 0..16 {
+            assert_eq!(bytes[l], attention_bytes(77, 9, row_keys[l], 5, 2), "row {l}");
+        }
+    }
+
+    #[test]
+    fn masks_follow_the_bytes_of_their_columns() {
+        let rate = DropoutRate::new(0.3);
+        let mask = Mask { rate, scale: rate.scale(), key: 3, site: 8, row_keys: &[10, 20] };
+        let mut x = vec![1.0f64; 300];
+        simd(|| mask.apply(1, &mut x));
+        for (c, &x) in x.iter().enumerate() {
+            let byte = hidden_bytes(3, 8, 20, c as u32 / 16)[c % 16];
+            assert_eq!(x, if byte < rate.threshold { 0.0 } else { rate.scale() }, "column {c}");
+        }
+    }
+
+    #[test]
+    fn sums_and_maxima_include_the_tail() {
+        for n in [0, 1, 31, 32, 33, 100] {
+            let x: Vec<f64> = (0..n).map(f64::from).collect();
+            assert_eq!(sum(&x, |x| x), f64::from(n * (n - 1) / 2));
+            assert_eq!(sum2(&x, &x, |x, y| x - 2.0 * y), -f64::from(n * (n - 1) / 2));
+            assert_eq!(max(&x, -1.0), f64::from(n - 1));
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Gradient norm, AdamW and LAMB over the flat table. Bound by memory: each array is read and written once (LAMB
+//! reads moments and weights twice). Norms are summed in f64, in blocks of fixed size, in order.
+
+use crate::backend::{OptimizerHyper, OptimizerStep, TensorSpan};
+use crate::cpu::Cpu;
+use crate::cpu::math::{CHUNK, add, check_range, grain, simd};
+use crate::cpu::memory::Scratch;
+use crate::error::check_len;
+use crate::{Result, Scalar};
+use rayon::prelude::*;
+
+/// Lanes of the sums in f64.
+const WIDE: usize = 16;
+
+/// Sum of squares in f64, in a fixed order.
+#[inline(always)]
+fn squares<T: Scalar>(x: &[T]) -> f64 {
+    let mut lanes = [0.0; WIDE];
+    let chunks = x.chunks_exact(WIDE);
+    let tail = chunks.remainder();
+    for x in chunks {
+        for l in 0..WIDE {
+            let x = x[l].to_f64();
+            lanes[l] += x * x;
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(tail) {
+        *lane += x.to_f64() * x.to_f64();
+    }
+    lanes.iter().sum()
+}
+
+pub(super) fn global_norm<T: Scalar>(scratch: &Scratch, norm: &mut [T], grads: &[T]) -> Result<()> {
+    check_len("global_norm", "norm", norm.len(), 1)?;
+    scratch.with(grads.len().div_ceil(CHUNK), |sums: &mut [f64]| {
+        grads
+            .par_chunks(CHUNK)
+            .zip(&mut *sums)
+            .with_min_len(grain(CHUNK))
+            .for_each(|(grads, sum)| *sum = simd(|| squares(grads)));
+        norm[0] = T::from_f64(sums.iter().sum::<f64>().sqrt());
+    });
+    Ok(())
+}
+
+/// One step's constants, rounded once from f64.
+#[derive(Clone, Copy)]
+struct Constants<T> {
+    clip: T,
+    beta1: T,
+    one_minus_beta1: T,
+    beta2: T,
+    one_minus_beta2: T,
+    /// 1 / (1 - beta1^update)
+    correction1: T,
+    /// 1 / sqrt(1 - beta2^update)
+    correction2: T,
+    eps: T,
+}
+
+impl<T: Scalar> Constants<T> {
+    fn new(hyper: &OptimizerHyper, norm: f64) -> Self {
+        let OptimizerHyper { beta1, beta2, eps, update, max_norm, clip_eps, .. } = *hyper;
+        let correction = |beta: f64| 1.0 - beta.powf(update as f64);
+        let constants = [
+            (max_norm / (norm + clip_eps)).min(1.0),
+            beta1,
+            1.0 - beta1,
+            beta2,
+            1.0 - beta2,
+            1.0 / correction(beta1),
+            1.0 / correction(beta2).sqrt(),
+            eps,
+        ];
+        let [clip, beta1, one_minus_beta1, beta2, one_minus_beta2, correction1, correction2, eps] =
+            constants.map(T::from_f64);
+        Self { clip, beta1, one_minus_beta1, beta2, one_minus_beta2, correction1, correction2, eps }
+    }
+
+    /// Updates the moments.
+    #[inline(always)]
+    fn moments(&self, g: T, m: &mut T, v: &mut T) {
+        let g = g * self.clip;
+        *m = self.beta1 * *m + self.one_minus_beta1 * g;
+        *v = self.beta2 * *v + self.one_minus_beta2 * (g * g);
+    }
+
+    /// Adam's direction: `mh / (sqrt(vh) + eps)`.
+    #[inline(always)]
+    fn direction(&self, m: T, v: T) -> T {
+        m * self.correction1 / (v.sqrt() * self.correction2 + self.eps)
+    }
+}
+
+/// The parts of one tensor.
+struct Tensor<'a, T> {
+    w: &'a mut [T],
+    g: &'a [T],
+    m: &'a mut [T],
+    v: &'a mut [T],
+    decay: bool,
+}
+
+/// Checks the lengths and calls `f` with every tensor, unless the norm is not finite.
+fn for_each_tensor<T: Scalar>(
+    op: &'static str,
+    args: OptimizerStep<'_, Cpu<T>>,
+    mut f: impl FnMut(Tensor<'_, T>, Constants<T>, OptimizerHyper),
+) -> Result<()> {
+    let OptimizerStep { weights, grads, m, v, norm, tensors, hyper } = args;
+    let weights = weights.as_mut_slice();
+    check_len(op, "grads", grads.len(), weights.len())?;
+    check_len(op, "m", m.len(), weights.len())?;
+    check_len(op, "v", v.len(), weights.len())?;
+    check_len(op, "norm", norm.len(), 1)?;
+    for TensorSpan { range, .. } in tensors {
+        check_range(op, "tensors", weights.len(), range, range.len())?;
+    }
+    if !norm[0].is_finite() {
+        return Ok(());
+    }
+    let constants = Constants::new(&hyper, norm[0].to_f64());
+    for TensorSpan { range, decay } in tensors {
+        let at = || range.clone();
+        let (w, m, v) = (&mut weights[at()], &mut m[at()], &mut v[at()]);
+        f(Tensor { w, g: &grads[at()], m, v, decay: *decay }, constants, hyper);
+    }
+    Ok(())
+}
+
+pub(super) fn adamw<T: Scalar>(args: OptimizerStep<'_, Cpu<T>>) -> Result<()> {
+    for_each_tensor("adamw", args, |Tensor { w, g, m, v, decay }, constants, hyper| {
+        let keep = T::from_f64(if decay { 1.0 - hyper.lr * hyper.weight_decay } else { 1.0 });
+        let lr = T::from_f64(hyper.lr);
+        w.par_chunks_mut(CHUNK)
+            .zip(g.par_chunks(CHUNK))
+            .zip(m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK)))
+            .with_min_len(grain(CHUNK))
+            .for_each(|((w, g), (m, v))| {
+                simd(|| {
+                    for ((w, &g), (m, v)) in w.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
+                        constants.moments(g, m, v);
+                        *w = *w * keep - lr * constants.direction(*m, *v);
+                    }
+                });
+            });
+    })
+}
+
+pub(super) fn lamb<T: Scalar>(scratch: &Scratch, args: OptimizerStep<'_, Cpu<T>>) -> Result<()> {
+    for_each_tensor("lamb", args, |Tensor { w, g, m, v, decay }, constants, hyper| {
+        let decay_rate = T::from_f64(if decay { hyper.weight_decay } else { 0.0 });
+        // per block: squares of w and of u
+        let [w_norm, u_norm] = scratch.with(w.len().div_ceil(CHUNK) * 2, |sums: &mut [f64]| {
+            w.par_chunks(CHUNK)
+                .zip(g.par_chunks(CHUNK))
+                .zip(m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK)))
+                .zip(sums.par_chunks_exact_mut(2))
+                .with_min_len(grain(CHUNK))
+                .for_each(|(((w, g), (m, v)), sums)| {
+                    let squares = simd(|| lamb_moments(w, g, m, v, decay_rate, &constants));
+                    sums.copy_from_slice(&squares);
+                });
+            let mut total = [0.0; 2];
+            sums.chunks_exact(2).for_each(|sums| add(&mut total, sums));
+            total.map(f64::sqrt)
+        });
+        let ratio = if decay && w_norm > 0.0 && u_norm > 0.0 { w_norm / u_norm } else { 1.0 };
+        let rate = T::from_f64(hyper.lr * ratio);
+        w.par_chunks_mut(CHUNK)
+            .zip(m.par_chunks(CHUNK).zip(v.par_chunks(CHUNK)))
+            .with_min_len(grain(CHUNK))
+            .for_each(|(w, (m, v))| {
+                simd(|| {
+                    for (w, (&m, &v)) in w.iter_mut().zip(m.iter().zip(v)) {
+                        *w -= rate * (constants.direction(m, v) + decay_rate * *w);
+                    }
+                });
+            });
+    })
+}
+
+/// Updates one block's moments; returns the sums of squares of w and of the update u.
+#[inline(always)]
+fn lamb_moments<T: Scalar>(
+    w: &[T],
+    g: &[T],
+    m: &mut [T],
+    v: &mut [T],
+    decay_rate: T,
+    constants: &Constants<T>,
+) -> [f64; 2] {
+    let mut u_squares = [0.0; WIDE];
+    let chunks = w.chunks(WIDE).zip(g.chunks(WIDE)).zip(m.chunks_mut(WIDE).zip(v.chunks_mut(WIDE)));
+    for ((w, g), (m, v)) in chunks {
+        let columns = w.iter().zip(g).zip(m.iter_mut().zip(v)).zip(&mut u_squares);
+        for (((&w, &g), (m, v)), square) in columns {
+            constants.moments(g, m, v);
+            let u = (constants.direction(*m, *v) + decay_rate * w).to_f64();
+            *square += u * u;
+        }
+    }
+    [squares(w), u_squares.iter().sum()]
+}
