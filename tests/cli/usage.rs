@@ -98,6 +98,6 @@ fn configuration_errors_name_file_line_and_remedy() {
     assert!(place.line("--config none.toml").failed().starts_with("none.toml: cannot read the configuration"));
     assert_eq!(
         place.line("prepare --input a --vocab v --out o --max-seq-length 4").failed(),
-        "--max-seq-length: 4 is too small; the smallest valid value is 5"
+        "--max-seq-length: 4 is too small; the smallest valid value is 8"
     );
 }

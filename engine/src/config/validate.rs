@@ -12,6 +12,8 @@ use std::path::Path;
 const MAX_HEADS: usize = (1 << 16) - 1;
 /// The dropout generator counts blocks of 64 keys in 14 bits.
 const MAX_POSITIONS: usize = 1 << 20;
+/// Shorter sequences hold no text to learn from.
+const MIN_SEQ_LENGTH: usize = 8;
 /// Shards keep positions in 16 bits.
 const MAX_SEQ_LENGTH: usize = (1 << 16) - 1;
 /// Token ids are kept in 32 bits; no vocabulary in use comes near this.
@@ -167,8 +169,8 @@ impl PrepareConfig {
     }
 
     fn check(&self) -> Result<()> {
-        let shortest = if self.nsp { 5 } else { 3 };
-        within("data.prepare.max_seq_length", self.max_seq_length, shortest..=MAX_SEQ_LENGTH)?;
+        
+        within("data.prepare.max_seq_length", self.max_seq_length, MIN_SEQ_LENGTH..=MAX_SEQ_LENGTH)?;
         within("data.prepare.dupe_factor", self.dupe_factor, 1..=65_535)?;
         within("data.prepare.max_predictions", self.max_predictions, 1..=MAX_SEQ_LENGTH)?;
         let p = self.masked_lm_prob;

@@ -1,6 +1,7 @@
 //! Lengths of sequences, drawn.
 
 use crate::format;
+use engine::data::shards::Lengths;
 use std::io::Write;
 
 /// Most lines of a drawing.
@@ -8,15 +9,13 @@ const LINES: usize = 16;
 /// Cells of the longest bar.
 const WIDTH: usize = 50;
 
-/// Draws how many sequences have which length: one line for a range of lengths, the longest bar for the most.
-pub fn print(lengths: &[usize], out: &mut dyn Write) -> std::io::Result<()> {
-    let Some(&longest) = lengths.iter().max() else { return Ok(()) };
-    let step = longest.div_ceil(LINES).max(1);
-    // line i holds lengths i * step + 1 ..= (i + 1) * step; no sequence is empty
-    let mut counts = vec![0u64; longest.div_ceil(step).max(1)];
-    for &length in lengths {
-        counts[length.max(1).div_ceil(step) - 1] += 1;
-    }
+/// Draws how many sequences have which length: one line for a range of lengths, the longest bar for the most. Ranges
+/// past the longest sequence are left out.
+pub fn print(lengths: &Lengths, longest: usize, out: &mut dyn Write) -> std::io::Result<()> {
+    let used = lengths.counts.iter().rposition(|&n| n > 0).map_or(0, |last| last + 1);
+    let merge = used.div_ceil(LINES).max(1);
+    let counts: Vec<u64> = lengths.counts[..used].chunks(merge).map(|c| c.iter().sum()).collect();
+    let step = lengths.width * merge;
     let most = counts.iter().copied().max().unwrap_or(1).max(1);
     let digits = longest.to_string().len();
     let width = format::count(most).len();
@@ -32,19 +31,21 @@ pub fn print(lengths: &[usize], out: &mut dyn Write) -> std::io::Result<()> {
 mod tests {
     use super::*;
 
-    fn drawn(lengths: &[usize]) -> String {
+    fn drawn(width: usize, counts: &[u64], longest: usize) -> String {
         let mut out = Vec::new();
-        print(lengths, &mut out).unwrap();
+        print(&Lengths { width, counts: counts.to_vec() }, longest, &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 
     #[test]
-    fn every_length_is_in_exactly_one_line() {
-        assert_eq!(drawn(&[]), "");
-        let full = "█".repeat(WIDTH);
-        assert_eq!(drawn(&[1, 2, 2]), format!("  1-1  1  {}\n  2-2  2  {full}\n", "█".repeat(WIDTH / 2)));
-        let lines = drawn(&(1..=512).collect::<Vec<_>>());
+    fn every_sequence_is_in_exactly_one_line() {
+        assert_eq!(drawn(4, &[0, 0], 0), "");
+        let (full, half) = ("█".repeat(WIDTH), "█".repeat(WIDTH / 2));
+        assert_eq!(drawn(4, &[1, 2, 0], 6), format!("  1-4  1  {half}\n  5-6  2  {full}\n"));
+        // 32 ranges of 16 in 16 lines, the last one cut at the longest
+        let lines = drawn(16, &[3; 32], 509);
         assert_eq!(lines.lines().count(), LINES);
-        assert!(lines.lines().all(|line| line.contains(" 32  ")), "{lines}");
+        assert!(lines.lines().all(|line| line.contains("  6  ")), "{lines}");
+        assert!(lines.ends_with(&format!("481-509  6  {full}\n")), "{lines}");
     }
 }
