@@ -217,27 +217,26 @@ impl TrainConfig {
         path_ok("train.run", &self.run)?;
         within("train.steps", self.steps, 1..=1 << 40)?;
         seed("train.seed", self.seed)?;
-        let (key, batch) = match (self.batch_sequences, self.batch_tokens) {
+        let parts = self.accumulation;
+        match (self.batch_sequences, self.batch_tokens) {
             (0, 0) => return wrong("train.batch_sequences", "is 0; set it, or train.batch_tokens, above 0"),
-            (n, 0) => ("train.batch_sequences", n),
-            (0, n) => ("train.batch_tokens", n),
-            (s, t) => {
+            (0, tokens) => within("train.accumulation", parts, 1..=tokens)?,
+            (sequences, 0) => {
+                within("train.accumulation", parts, 1..=sequences)?;
+                if sequences % parts != 0 {
+                    let next = sequences.next_multiple_of(parts);
+                    return wrong(
+                        "train.batch_sequences",
+                        format!("{sequences} is not divisible by train.accumulation = {parts}; the next multiple is {next}"),
+                    );
+                }
+            }
+            (sequences, tokens) => {
                 return wrong(
                     "train.batch_tokens",
-                    format!("{t} is given beside train.batch_sequences = {s}; set one of the two to 0"),
+                    format!("{tokens} is given beside train.batch_sequences = {sequences}; set one of the two to 0"),
                 );
             }
-        };
-        let parts = self.accumulation;
-        within("train.accumulation", parts, 1..=batch)?;
-        if batch % parts != 0 {
-            let nearest = batch.next_multiple_of(parts);
-            return wrong(
-                key,
-                format!(
-                    "{batch} is not divisible by train.accumulation = {parts}; the next multiple is {nearest}"
-                ),
-            );
         }
         within("train.log_every", self.log_every, 1..=u64::MAX)?;
         within("train.keep_checkpoints", self.keep_checkpoints, 1..=usize::MAX)?;

@@ -1,0 +1,84 @@
+//! Writes a model folder that `transformers` loads as BertForPreTraining.
+
+use super::super::staging::{Staging, write_file};
+use super::super::{CONFIG, MODEL, tensor_file, views};
+use super::config;
+use crate::config::ModelConfig;
+use crate::error::{During, Error, Result};
+use crate::table::TensorTable;
+use serde_json::json;
+use std::fs;
+use std::path::Path;
+
+/// Writes config.json, model.safetensors, vocab.txt and tokenizer_config.json. The folder appears whole; a model
+/// folder that is there already is replaced. The decoder's weight and bias are tied to the word embeddings and to
+/// `cls.predictions.bias`: they are not stored twice.
+///
+/// # Errors
+/// What the system answers; a vocabulary longer than the model's; a folder there that holds something else.
+///
+/// # Panics
+/// If `weights` does not have the table's length.
+pub fn export(
+    dir: &Path,
+    model: &ModelConfig,
+    table: &TensorTable,
+    weights: &[f32],
+    vocab_file: &Path,
+) -> Result<()> {
+    assert_eq!(weights.len(), table.len, "weights have the table's length");
+    let vocab = fs::read(vocab_file).during("cannot read", vocab_file)?;
+    let lines = vocab.split(|&b| b == b'\n').map(|l| l.strip_suffix(b"\r").unwrap_or(l));
+    let count = lines.clone().count() - usize::from(vocab.is_empty() || vocab.ends_with(b"\n"));
+    if count > model.vocab_size {
+        let size = model.vocab_size;
+        return Err(Error::file(
+            vocab_file,
+            format!(
+                "has {count} tokens, the model {size}; use the vocabulary that the data was prepared with"
+            ),
+        ));
+    }
+    let pad = lines.clone().position(|l| l == b"[PAD]").unwrap_or(0);
+    replaceable(dir)?;
+
+    let staging = Staging::new(dir)?;
+    let at = |name: &str| staging.path().join(name);
+    tensor_file::write(&at(MODEL), ("format", "pt"), &views("", table, weights))?;
+    write_file(&at(CONFIG), &config::to_bytes(model, pad))?;
+    write_file(&at("vocab.txt"), &vocab)?;
+    write_file(&at("tokenizer_config.json"), &tokenizer_config(model))?;
+    staging.commit()?;
+    Ok(())
+}
+
+/// Only a model's folder or an empty one makes way.
+fn replaceable(dir: &Path) -> Result<()> {
+    if fs::symlink_metadata(dir).is_err() || dir.join(CONFIG).is_file() {
+        return Ok(());
+    }
+    let empty = dir.is_dir() && fs::read_dir(dir).during("cannot read", dir)?.next().is_none();
+    if empty {
+        return Ok(());
+    }
+    Err(Error::file(
+        dir,
+        format!("is there and is no model folder (no {CONFIG}); remove it or choose another place"),
+    ))
+}
+
+fn tokenizer_config(model: &ModelConfig) -> Vec<u8> {
+    let json = json!({
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": true,
+        "tokenize_chinese_chars": true,
+        "strip_accents": null,
+        "model_max_length": model.max_positions,
+        "unk_token": "[UNK]",
+        "sep_token": "[SEP]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "mask_token": "[MASK]",
+    });
+    format!("{json:#}\n").into_bytes()
+}

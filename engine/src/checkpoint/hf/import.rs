@@ -1,0 +1,242 @@
+//! Reads a BERT from a Hugging Face folder or from one of our checkpoints.
+
+use super::super::staging::{Digest, read_small};
+use super::super::tensor_file::{Entry, TensorFile, unsupported};
+use super::super::train_state::{Manifest, STATE};
+use super::super::{CONFIG, MODEL, verify};
+use super::config;
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::table::{Init, TensorTable};
+use safetensors::Dtype;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+const WORD: &str = "bert.embeddings.word_embeddings.weight";
+const BIAS: &str = "cls.predictions.bias";
+const DECODER_WEIGHT: &str = "cls.predictions.decoder.weight";
+const DECODER_BIAS: &str = "cls.predictions.decoder.bias";
+
+/// A model from elsewhere.
+#[derive(Debug, Clone)]
+pub struct Imported {
+    /// What config.json says.
+    pub model: ModelConfig,
+    /// Its table.
+    pub table: TensorTable,
+    /// Parameters in the table's order, padding 0. A missing tensor is 0, a missing layernorm weight 1.
+    pub weights: Vec<f32>,
+    /// Tensors that the file lacks: of the pooler and the heads only, embeddings and layers are always there.
+    pub missing: Vec<String>,
+    /// Tensors of the file that the model has no place for, a classifier for example.
+    pub ignored: Vec<String>,
+}
+
+/// What becomes of a tensor in the file.
+enum Target {
+    /// Number in the table.
+    Table(usize),
+    /// A copy of the word embeddings, or of the MLM bias.
+    Tied(&'static str),
+    /// A buffer that is no parameter.
+    Buffer,
+    /// No place for it.
+    Ignored,
+}
+
+/// Reads a model folder. Tensors may be f32, f16 or bf16, with or without the prefix `bert.`, layernorm's named
+/// `gamma` and `beta` as in old checkpoints. In a checkpoint of ours the checksums are verified too.
+///
+/// # Errors
+/// Names file, field and number: another model family, an unknown activation, sizes that make no sense or do not go
+/// with the tensors, a missing file or tensor, a wrong shape or type, a decoder that is not tied.
+pub fn import(dir: &Path) -> Result<Imported> {
+    let (config_path, model_path) = find(dir)?;
+    let bytes = read_small(&config_path, config::LIMIT)?;
+    let parsed = config::parse(&config_path, &bytes)?;
+    let mut file = TensorFile::open(&model_path)?;
+    let manifest = dir.join(STATE).is_file().then(|| Manifest::read(dir)).transpose()?;
+    let checked = |name: &str, path: &Path, found: &Digest| match manifest.as_ref().map(|m| m.files.get(name))
+    {
+        Some(Some(promised)) => verify(path, found, promised),
+        Some(None) => {
+            Err(Error::file(dir.join(STATE), format!("files.{name} is missing; use another checkpoint")))
+        }
+        None => Ok(()),
+    };
+    checked(CONFIG, &config_path, &Digest::of(&bytes))?;
+
+    let (elements, available) = (parsed.encoder_elements(), file.data_bytes());
+    if elements * 2 > u128::from(available) {
+        return Err(Error::file(
+            &config_path,
+            format!(
+                "describes {elements} elements without heads, {MODEL} has only {available} bytes; the two files do \
+                 not belong together"
+            ),
+        ));
+    }
+    let model = parsed.0;
+    let table = TensorTable::new(&model);
+    let plan = Plan::new(&model_path, &model, &table, &file.entries)?;
+    let weights = plan.read(&model_path, &table, &mut file)?;
+    checked(MODEL, &model_path, &file.digest())?;
+    let Plan { missing, ignored, .. } = plan;
+    Ok(Imported { model, table, weights, missing, ignored })
+}
+
+/// The two files of a model folder, or what to do instead.
+fn find(dir: &Path) -> Result<(PathBuf, PathBuf)> {
+    let (config, model) = (dir.join(CONFIG), dir.join(MODEL));
+    if !dir.is_dir() {
+        return Err(Error::file(dir, "is not a folder; name a model folder or a checkpoint folder"));
+    }
+    if !config.is_file() {
+        let inner = dir.join("model");
+        let remedy = match inner.join(CONFIG).is_file() {
+            true => format!("name {} instead", inner.display()),
+            false => "name a folder with config.json and model.safetensors".to_owned(),
+        };
+        return Err(Error::file(dir, format!("holds no {CONFIG}; {remedy}")));
+    }
+    if !model.is_file() {
+        let others =
+            ["model.safetensors.index.json", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"];
+        let found = others.iter().find(|name| dir.join(name).is_file());
+        let found = found.map(|name| format!(", only {name}")).unwrap_or_default();
+        return Err(Error::file(
+            dir,
+            format!("holds no {MODEL}{found}; save the model as one safetensors file with save_pretrained"),
+        ));
+    }
+    Ok((config, model))
+}
+
+/// The name in the table for a name in a file.
+fn canonical(name: &str) -> String {
+    let mut full = match ["embeddings.", "encoder.", "pooler."].iter().any(|p| name.starts_with(p)) {
+        true => format!("bert.{name}"),
+        false => name.to_owned(),
+    };
+    for (old, new) in [("LayerNorm.gamma", "weight"), ("LayerNorm.beta", "bias")] {
+        if full.ends_with(old) {
+            full.truncate(full.rfind('.').map_or(0, |dot| dot + 1));
+            full.push_str(new);
+        }
+    }
+    full
+}
+
+/// What becomes of each tensor of the file, in its order.
+struct Plan {
+    targets: Vec<Target>,
+    missing: Vec<String>,
+    ignored: Vec<String>,
+}
+
+impl Plan {
+    fn new(path: &Path, model: &ModelConfig, table: &TensorTable, entries: &[Entry]) -> Result<Self> {
+        let numbers: HashMap<&str, usize> =
+            table.tensors.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
+        let mut from: HashMap<String, &str> = HashMap::new();
+        let (mut targets, mut ignored) = (Vec::new(), Vec::new());
+        for entry in entries {
+            let name = canonical(&entry.name);
+            let (target, shape) = match (numbers.get(name.as_str()), name.as_str()) {
+                (Some(&i), _) => (Target::Table(i), Some(table.tensors[i].shape.clone())),
+                (_, DECODER_WEIGHT) => (Target::Tied(WORD), Some(vec![model.vocab_size, model.hidden])),
+                (_, DECODER_BIAS) => (Target::Tied(BIAS), Some(vec![model.vocab_size])),
+                (_, "bert.embeddings.position_ids" | "bert.embeddings.token_type_ids") => {
+                    (Target::Buffer, None)
+                }
+                (_, other) if other.starts_with("bert.encoder.layer.") => {
+                    let layers = model.layers;
+                    let what = format!("{} has no place in {layers} layers; compare {CONFIG}", entry.name);
+                    return Err(Error::file(path, what));
+                }
+                _ => {
+                    ignored.push(entry.name.clone());
+                    (Target::Ignored, None)
+                }
+            };
+            if let Some(shape) = shape {
+                check(path, entry, &shape)?;
+                if let Some(first) = from.insert(name, &entry.name) {
+                    return Err(Error::file(
+                        path,
+                        format!("{first} and {} are the same tensor; remove one", entry.name),
+                    ));
+                }
+            }
+            targets.push(target);
+        }
+        let absent =
+            |name: &str| !from.contains_key(name) && !(name == BIAS && from.contains_key(DECODER_BIAS));
+        let missing: Vec<String> =
+            table.tensors.iter().map(|t| &t.name).filter(|n| absent(n)).cloned().collect();
+        let needed: Vec<&String> =
+            missing.iter().filter(|n| n.starts_with("bert.") && !n.starts_with("bert.pooler.")).collect();
+        if let Some(first) = needed.first() {
+            let count = needed.len();
+            return Err(Error::file(
+                path,
+                format!(
+                    "{first} is missing ({count} in all); choose a folder that holds a whole BERT encoder"
+                ),
+            ));
+        }
+        Ok(Self { targets, missing, ignored })
+    }
+
+    fn read(&self, path: &Path, table: &TensorTable, file: &mut TensorFile) -> Result<Vec<f32>> {
+        let mut weights = vec![0.0; table.len];
+        for tensor in table.tensors.iter().filter(|t| t.init == Init::Ones) {
+            weights[tensor.range()].fill(1.0);
+        }
+        let mut copies = Vec::new();
+        let mut bias_found = false;
+        for target in &self.targets {
+            match target {
+                Target::Table(i) => {
+                    let tensor = &table.tensors[*i];
+                    bias_found |= tensor.name == BIAS;
+                    file.read(&mut weights[tensor.range()])?;
+                }
+                Target::Tied(name) => {
+                    let Some(tensor) = table.find(name) else { continue };
+                    let mut copy = vec![0.0; tensor.len()];
+                    file.read(&mut copy)?;
+                    copies.push((tensor, copy));
+                }
+                Target::Buffer | Target::Ignored => file.skip()?,
+            }
+        }
+        for (tensor, copy) in copies {
+            let own = &mut weights[tensor.range()];
+            if tensor.name == BIAS && !bias_found {
+                own.copy_from_slice(&copy);
+            } else if !own.iter().zip(&copy).all(|(a, b)| a.to_bits() == b.to_bits()) {
+                let what = format!(
+                    "cls.predictions.decoder differs from {}; only models with a tied decoder can be read",
+                    tensor.name
+                );
+                return Err(Error::file(path, what));
+            }
+        }
+        Ok(weights)
+    }
+}
+
+fn check(path: &Path, entry: &Entry, shape: &[usize]) -> Result<()> {
+    if entry.shape != shape {
+        let (name, found) = (&entry.name, &entry.shape);
+        return Err(Error::file(
+            path,
+            format!("{name} has shape {found:?}, {CONFIG} asks for {shape:?}; compare the two"),
+        ));
+    }
+    if !matches!(entry.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+        return Err(Error::file(path, unsupported(&entry.name, entry.dtype)));
+    }
+    Ok(())
+}

@@ -1,0 +1,11 @@
+//! Hugging Face model folders: written as BertForPreTraining, read from any BERT.
+
+pub(super) mod config;
+mod export;
+mod import;
+
+pub use export::export;
+pub use import::{Imported, import};
+
+#[cfg(test)]
+mod tests;
