@@ -1,1 +1,44 @@
-//! x
+//! The command line of the engine: training, and the subcommands prepare, inspect, eval, fill-mask and verify.
+//!
+//! One file per subcommand. What a command is asked for goes to standard output; progress, messages and errors go
+//! to standard error.
+
+pub mod args;
+mod exit;
+mod format;
+mod logging;
+mod signals;
+mod verify;
+
+use args::{Cli, Command};
+use clap::Parser;
+use std::io::{BufWriter, Write};
+use std::process::ExitCode;
+
+/// Parses the command line, runs it, and says how it ended.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // help and version end here too, with code 0
+        Err(usage) => {
+            let _ = usage.print();
+            return ExitCode::from(u8::try_from(usage.exit_code()).unwrap_or(exit::USAGE));
+        }
+    };
+    logging::start();
+    let mut out = BufWriter::new(std::io::stdout().lock());
+    let result = run(&cli, &mut out).and_then(|code| Ok(out.flush().map(|()| code)?));
+    exit::report(result)
+}
+
+/// Runs one command. What it was asked for goes to `out`; the answer is the exit code.
+fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<u8> {
+    match &cli.command {
+        None => train::run(&cli.train, out),
+        Some(Command::Prepare(args)) => prepare::run(args, out),
+        Some(Command::Inspect(args)) => inspect::run(args, out),
+        Some(Command::Eval(args)) => eval::run(args, out),
+        Some(Command::FillMask(args)) => fill_mask::run(args, out),
+        Some(Command::Verify(args)) => verify::run(args, out),
+    }
+}

@@ -1,5 +1,11 @@
 //! The configuration of a run: what a TOML file says, with every default, and its one [`Config::validate`].
 
+mod hash;
+mod load;
+#[cfg(test)]
+mod tests;
+mod validate;
+
 use kernels::backend::Gelu;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;

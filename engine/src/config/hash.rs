@@ -1,0 +1,47 @@
+//! The part of a configuration that defines the weights a run ends with, for telling whether a run folder belongs
+//! to another configuration.
+
+use super::Config;
+use sha2::{Digest, Sha256};
+
+/// Keys that define the result: model, data, optimizer and schedule as a whole, and these of `train`. Where a run
+/// lies, on what it runs and how often it logs, evaluates and saves change no weight.
+const SECTIONS: [&str; 3] = ["model", "optimizer", "schedule"];
+const TRAIN: [&str; 6] = ["seed", "steps", "batch_sequences", "batch_tokens", "accumulation", "on_nonfinite"];
+
+impl Config {
+    /// SHA-256, in hexadecimal, of everything that defines the result of training: two configurations of one hash
+    /// end with the same weights on the same data, wherever they run and whatever they log.
+    pub fn hash(&self) -> String {
+        let lines: Vec<String> =
+            self.defining().iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+        Sha256::digest(lines.concat()).iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// The first key that defines the result and differs, with this value and the other's.
+    pub fn difference(&self, other: &Self) -> Option<(String, String, String)> {
+        let mut pairs = self.defining().into_iter().zip(other.defining());
+        let ((key, a), (_, b)) = pairs.find(|(a, b)| a.1 != b.1)?;
+        Some((key, a, b))
+    }
+
+    /// Defining keys and their values as JSON, always all and in the same order.
+    fn defining(&self) -> Vec<(String, String)> {
+        // a configuration holds numbers, texts and paths; a path that is not UTF-8 does not validate
+        let json = serde_json::to_value(self).unwrap_or_default();
+        let mut keys = Vec::new();
+        for section in SECTIONS {
+            push(&mut keys, section, &json[section]);
+        }
+        push(&mut keys, "data.prepare", &json["data"]["prepare"]);
+        for key in TRAIN {
+            keys.push((format!("train.{key}"), json["train"][key].to_string()));
+        }
+        keys
+    }
+}
+
+fn push(keys: &mut Vec<(String, String)>, section: &str, json: &serde_json::Value) {
+    let fields = json.as_object().into_iter().flatten();
+    keys.extend(fields.map(|(name, value)| (format!("{section}.{name}"), value.to_string())));
+}

@@ -1,0 +1,99 @@
+//! `launcher fill-mask`: the most probable tokens at each [MASK] of a text.
+
+use crate::args::FillMaskArgs;
+use crate::exit;
+use crate::model::Model;
+use anyhow::bail;
+use engine::data::tokenize::Tokenizer;
+use engine::data::vocab::Vocab;
+use engine::data::{Batch, Sequence};
+use std::io::Write;
+
+/// Prints `top` tokens with their probabilities for each mask, and the text with each filled in.
+pub fn run(args: &FillMaskArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
+    if !args.text.contains("[MASK]") {
+        bail!("the text holds no [MASK]; write [MASK] where a token is to be predicted");
+    }
+    let mut model = Model::load(&args.model)?;
+    refuse_cased(&model)?;
+    let vocab = model.vocab()?;
+    let mut tokenizer = Tokenizer::new(&vocab)?;
+    let sequence = sequence(&args.text, &mut tokenizer, &vocab, model.config.max_positions)?;
+    let batch = Batch::pack(std::slice::from_ref(&sequence), 0, model.config.max_positions as u32);
+    let logits = model.bert.mlm_logits(&batch)?;
+
+    let masks = sequence.mlm_positions.len();
+    for (number, (logits, &at)) in
+        logits.chunks_exact(model.config.vocab_size).zip(&sequence.mlm_positions).enumerate()
+    {
+        if masks > 1 {
+            writeln!(out, "[MASK] {} of {masks}", number + 1)?;
+        }
+        for (token, probability) in top(&logits[..vocab.len()], args.top) {
+            let mut filled = sequence.tokens.clone();
+            filled[at as usize] = token as u32;
+            let text = tokenizer.decode(&filled[1..filled.len() - 1]);
+            let name = vocab.token(token as u32).unwrap_or("[UNK]");
+            writeln!(out, "{:7.2}%  {name:<16} {text}", 100.0 * probability)?;
+        }
+    }
+    Ok(exit::DONE)
+}
+
+/// `[CLS] text [SEP]`, each mask a position to predict.
+fn sequence(text: &str, tokenizer: &mut Tokenizer, vocab: &Vocab, longest: usize) -> anyhow::Result<Sequence> {
+    let mut tokens = vec![vocab.cls];
+    tokenizer.encode_with_specials(text, &mut tokens);
+    tokens.push(vocab.sep);
+    if tokens.len() > longest {
+        let length = tokens.len();
+        bail!("the text has {length} tokens with [CLS] and [SEP], the model takes at most {longest}; shorten it");
+    }
+    let masks = tokens.iter().enumerate().filter(|&(_, &token)| token == vocab.mask);
+    let mlm_positions: Vec<u32> = masks.map(|(i, _)| i as u32).collect();
+    Ok(Sequence {
+        types: vec![0; tokens.len()],
+        mlm_labels: vec![0; mlm_positions.len()],
+        mlm_positions,
+        nsp_label: None,
+        tokens,
+    })
+}
+
+/// The `k` largest logits' indices with their softmax, the largest first, the first of equal ones first.
+fn top(logits: &[f64], k: usize) -> Vec<(usize, f64)> {
+    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = logits.iter().map(|l| (l - largest).exp()).sum();
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+    order.iter().take(k).map(|&i| (i, (logits[i] - largest).exp() / sum)).collect()
+}
+
+/// Our tokenizer is the uncased one; a cased model's answers would be wrong without a sign of it.
+fn refuse_cased(model: &Model) -> anyhow::Result<()> {
+    let path = model.dir.join("tokenizer_config.json");
+    let Ok(bytes) = std::fs::read(&path) else { return Ok(()) };
+    let json: serde_json::Value = match serde_json::from_slice(&bytes) {
+        Ok(json) => json,
+        Err(e) => bail!("{}: not valid JSON: {e}", path.display()),
+    };
+    if json["do_lower_case"] == false {
+        bail!("{}: do_lower_case is false; only uncased models are supported", path.display());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn top_sorts_by_probability_and_keeps_the_order_of_equals() {
+        let found = top(&[0.0, 2f64.ln(), 0.0, 1000f64.ln()], 3);
+        assert_eq!(found.iter().map(|t| t.0).collect::<Vec<_>>(), [3, 1, 0]);
+        assert!((found[0].1 - 1000.0 / 1004.0).abs() < 1e-12);
+        // no overflow, and no more than there are
+        let huge = top(&[1e4, 1e4], 5);
+        assert_eq!(huge, [(0, 0.5), (1, 0.5)]);
+    }
+}

@@ -1,0 +1,86 @@
+//! Models as eval, fill-mask and inspect read them.
+
+use anyhow::bail;
+use engine::checkpoint::hf;
+use engine::config::ModelConfig;
+use engine::data::vocab::Vocab;
+use engine::model::Bert;
+use kernels::cpu::Cpu;
+use std::path::{Path, PathBuf};
+
+/// The file that makes a folder a model's.
+pub const CONFIG: &str = "config.json";
+/// Its weights.
+pub const WEIGHTS: &str = "model.safetensors";
+/// Its vocabulary.
+pub const VOCAB: &str = "vocab.txt";
+
+/// A model on the CPU, ready to predict.
+pub struct Model {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// The model.
+    pub bert: Bert<Cpu<f32>>,
+    /// Its sizes.
+    pub config: ModelConfig,
+    /// Whether it has a next-sentence head that was trained.
+    pub has_nsp: bool,
+}
+
+impl Model {
+    /// Reads a model folder, or that of a run folder.
+    ///
+    /// # Errors
+    /// What [`hf::import`] says, and a model without an MLM head.
+    pub fn load(path: &Path) -> anyhow::Result<Self> {
+        let dir = folder(path);
+        let imported = hf::import(&dir)?;
+        let lacks = |prefix: &str| imported.missing.iter().any(|name| name.starts_with(prefix));
+        if lacks("cls.predictions.") {
+            let dir = dir.display();
+            bail!("{dir}: {WEIGHTS} has no MLM head (cls.predictions.…); use a model trained with BertForPreTraining");
+        }
+        let has_nsp = !lacks("bert.pooler.") && !lacks("cls.seq_relationship.");
+        let mut bert = Bert::new(Cpu::new(), &imported.model)?;
+        bert.load_weights(&imported.weights)?;
+        Ok(Self { dir, bert, config: imported.model, has_nsp })
+    }
+
+    /// One line: sizes and parameters.
+    pub fn describe(&self) -> String {
+        describe(&self.config, self.bert.table().parameters())
+    }
+
+    /// The vocabulary that lies beside the weights.
+    ///
+    /// # Errors
+    /// None there, or not that of this model.
+    pub fn vocab(&self) -> anyhow::Result<Vocab> {
+        let path = self.dir.join(VOCAB);
+        if !path.is_file() {
+            bail!("{}: holds no {VOCAB}; name a model folder that has one, or copy it there", self.dir.display());
+        }
+        let vocab = Vocab::load(&path)?;
+        if vocab.len() > self.config.vocab_size {
+            let (path, tokens, size) = (path.display(), vocab.len(), self.config.vocab_size);
+            bail!("{path}: has {tokens} tokens, the model {size}; use the vocabulary that the model was trained with");
+        }
+        Ok(vocab)
+    }
+}
+
+/// A model folder itself, or the one in a run folder.
+pub fn folder(path: &Path) -> PathBuf {
+    let inner = path.join("model");
+    if !path.join(CONFIG).is_file() && inner.join(CONFIG).is_file() { inner } else { path.to_owned() }
+}
+
+/// One line: sizes and parameters.
+pub fn describe(config: &ModelConfig, parameters: usize) -> String {
+    let ModelConfig { layers, hidden, heads, intermediate, max_positions, vocab_size, .. } = config;
+    let parameters = crate::format::count(parameters as u64);
+    format!(
+        "BERT, {layers} layers of {hidden} ({heads} heads, intermediate {intermediate}), {max_positions} positions, \
+         {vocab_size} tokens, {parameters} parameters"
+    )
+}

@@ -1,0 +1,46 @@
+//! SIGINT, SIGTERM and SIGHUP: while a run trains, the first one asks it to end with a checkpoint, the second ends
+//! the process; at any other time the first one ends it.
+
+use crate::exit;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+
+/// The number of the signal that asks training to end; 0 until there is one.
+pub static STOP: AtomicI32 = AtomicI32::new(0);
+
+static TRAINING: AtomicBool = AtomicBool::new(false);
+
+/// Watches for signals on a thread of its own.
+///
+/// # Errors
+/// If the system refuses the handlers.
+pub fn watch() -> anyhow::Result<()> {
+    let ignored = ignored();
+    let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&n| ignored & (1 << (n - 1)) == 0);
+    let mut signals = Signals::new(wanted)
+        .map_err(|e| anyhow::anyhow!("cannot watch for signals: {e}"))?;
+    std::thread::spawn(move || {
+        for number in signals.forever() {
+            if !TRAINING.load(Ordering::SeqCst) || STOP.swap(number, Ordering::SeqCst) != 0 {
+                std::process::exit(exit::by_signal(number).into());
+            }
+            let name = signal_hook::low_level::signal_name(number).unwrap_or("signal");
+            exit::say(&format!("{name}: ending after this step with a checkpoint; again to end at once"));
+        }
+    });
+    Ok(())
+}
+
+/// From here on a signal waits for a checkpoint.
+pub fn training_started() {
+    TRAINING.store(true, Ordering::SeqCst);
+}
+
+/// The signals that this process was started to ignore, bit `n - 1` for number n: `nohup` ignores SIGHUP, a shell
+/// script SIGINT of what it runs in the background. They stay ignored. Where the system does not tell, none.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
+}

@@ -1,0 +1,66 @@
+//! `launcher` without a subcommand: training.
+
+use crate::args::{Device, TrainArgs};
+use crate::progress::TrainProgress;
+use crate::{NO_GPU, exit, signals};
+use anyhow::bail;
+use engine::config::{self, Config};
+use engine::trainer::{self, Ending, Options};
+use std::io::Write;
+use std::path::Path;
+
+/// Trains, and prints the run's last line. The code is 128 + n where signal n ended it.
+pub fn run(args: &TrainArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
+    let config = configuration(args)?;
+    if args.gpus.is_some() || config.train.device == config::Device::Cuda {
+        bail!("{NO_GPU}");
+    }
+    warn_of_short_run(&config);
+    crate::start_threads(config.train.threads)?;
+    signals::watch()?;
+    let options = Options { resume: args.resume, stop: &signals::STOP };
+    let mut progress = TrainProgress::new();
+    let outcome = trainer::train(&config, &options, &mut progress);
+    progress.finish();
+    let outcome = outcome?;
+    writeln!(out, "{}", outcome.summary)?;
+    Ok(match outcome.ending {
+        Ending::Finished | Ending::TargetReached => exit::DONE,
+        Ending::Stopped(signal) => exit::by_signal(signal),
+    })
+}
+
+/// The file and `--set`, then the options that have a name of their own.
+fn configuration(args: &TrainArgs) -> anyhow::Result<Config> {
+    let mut overrides = args.overrides.clone();
+    let mut set = |key: &str, value: Option<String>| overrides.extend(value.map(|v| format!("{key}={v}")));
+    set("data.dir", quoted("--data", args.data.as_deref())?);
+    set("train.run", quoted("--run", args.run.as_deref())?);
+    set("train.steps", args.steps.map(|n| n.to_string()));
+    set("train.seed", args.seed.map(|n| n.to_string()));
+    let device = args.device.map(|device| match device {
+        Device::Auto => "auto",
+        Device::Cpu => "cpu",
+        Device::Cuda => "cuda",
+    });
+    set("train.device", device.map(str::to_owned));
+    Ok(Config::load(args.config.as_deref(), &overrides)?)
+}
+
+/// A path as a TOML string, so that none is taken for another type. A JSON string is one too.
+fn quoted(option: &str, path: Option<&Path>) -> anyhow::Result<Option<String>> {
+    let Some(path) = path else { return Ok(None) };
+    match path.to_str() {
+        Some(text) => Ok(Some(serde_json::Value::from(text).to_string())),
+        None => bail!("{option}: {} is not a path in UTF-8; rename it", path.display()),
+    }
+}
+
+/// A trial of a few steps is fine, but its learning rate is not the configured one.
+fn warn_of_short_run(config: &Config) {
+    let warmup_end = config.schedule.start_warmup_step + config.schedule.warmup_steps;
+    let steps = config.train.steps;
+    if i64::try_from(steps).is_ok_and(|steps| steps < warmup_end) {
+        tracing::warn!("the warmup ends at step {warmup_end}, the run at step {steps}: it never reaches schedule.lr");
+    }
+}
