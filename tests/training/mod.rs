@@ -2,3 +2,4 @@
 
 mod invariance;
 mod model;
+pub mod run;
