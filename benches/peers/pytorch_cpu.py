@@ -7,13 +7,14 @@ Needs PyTorch and, without --tuned, transformers (tools/peer_setup.sh). Prints o
 
 A step is forward, backward, clipping to norm 1, AdamW and clearing the gradients, in f32, with dropout 0.1 at hidden
 states and attention weights; every sequence is full, 15 % of the tokens carry a label, and the loss is MLM + NSP. The
-figure is the median of the steps of the second half of --seconds.
+figure is the median of the steps of the second half of --seconds. GELU is the erf form; the tanh form
+of PyTorch 1.13 is several times slower on the CPU.
 
 Without --tuned: Hugging Face BertForPreTraining as it comes (logits of all positions; eager attention, which is what this
 version of PyTorch leaves). With --tuned: a model of the same sizes written for speed: one product for Q, K and V, MLM
 head on labelled positions only, last feed-forward on the rows that the heads read, dropout masks from random bytes (one
 64-bit draw for eight elements; probability 26/256), foreach AdamW. Both run under an allocator that keeps its pages,
-without which page faults cost PyTorch up to a quarter of the step.
+so that page faults do not count.
 """
 
 import argparse
@@ -169,9 +170,9 @@ def measure(torch, args, seq, batch):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=not args.tuned)
-        return value
+        return value.detach()
 
-    step()
+    first = float(step())
     times, end = [], time.perf_counter() + args.seconds
     while len(times) < 4 or time.perf_counter() < end:
         start = time.perf_counter()
@@ -191,6 +192,8 @@ def measure(torch, args, seq, batch):
         "threads": torch.get_num_threads(),
         "dropout": args.dropout,
         "steps": len(times),
+        "first_loss": round(first, 3),
+        "last_loss": round(float(value), 3),
         "torch": torch.__version__,
     }
     print(json.dumps(figures), flush=True)
