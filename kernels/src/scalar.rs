@@ -86,7 +86,7 @@ macro_rules! standard {
         fn sqrt(self) -> Self {
             self.sqrt()
         }
-        // One instruction inside [`crate::cpu::math::simd`] on every machine since 2013; elsewhere a slow call
+        // One instruction inside [`crate::cpu::math::dispatch`] on every machine since 2013; elsewhere a slow call
         // with the same result, so that results do not depend on where the compiler puts a loop.
         #[inline(always)]
         fn mul_add(self, a: Self, b: Self) -> Self {

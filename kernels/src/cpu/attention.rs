@@ -181,7 +181,7 @@ pub(super) fn forward<T: Scalar>(scratch: &Scratch, args: AttentionForward<'_, C
                 // SAFETY: no other task has these rows of this head
                 let lse = unsafe { lse.slice(head * sizes.queries + rows.start, rows.len()) };
                 let mut norms = [T::ZERO; QUERIES];
-                simd(|| softmax(p, n, lse, &mut norms, &mask, rows.start, head));
+                simd!(|| softmax(p, n, lse, &mut norms, &mask, rows.start, head));
                 let out_view = View::new(out.at(rows.start * h + head * d), rows.len(), d, h);
                 // SAFETY: as above
                 unsafe {
@@ -218,7 +218,9 @@ fn softmax<T: Scalar>(
 ) {
     for ((p, lse), norm) in p.chunks_exact_mut(n).zip(lse).zip(norms) {
         let max = max(p, p[0]);
-        p.iter_mut().for_each(|p| *p = (*p - max).exp());
+        for p in p.iter_mut() {
+            *p = (*p - max).exp();
+        }
         let total = sum(p, |p| p);
         *lse = max + total.ln();
         *norm = T::ONE / total;
@@ -321,7 +323,7 @@ unsafe fn backward_task<T: Scalar>(
             product(view(p), false, factor, q, k.transposed(), none);
             product(view(ds), false, T::ONE, dout, v.transposed(), none);
         }
-        simd(|| softmax_backward(p, ds, n, saved, sizes, mask, &rows, head));
+        simd!(|| softmax_backward(p, ds, n, saved, sizes, mask, &rows, head));
         let (p, ds) = (view(p).cast_const(), view(ds).cast_const());
         // SAFETY: the caller's promise
         unsafe {

@@ -27,7 +27,7 @@ pub(super) fn cross_entropy<T: Scalar>(scratch: &Scratch, args: CrossEntropy<'_,
             .zip(rows.par_chunks_exact_mut(2))
             .with_min_len(grain(classes))
             .for_each(|((logits, &label), row)| {
-                let (loss, right) = simd(|| one_row(logits, label as usize, classes, scale));
+                let (loss, right) = simd!(|| one_row(logits, label as usize, classes, scale));
                 row[0] = loss.to_f64();
                 row[1] = f64::from(u8::from(right));
             });
@@ -49,11 +49,15 @@ fn one_row<T: Scalar>(logits: &mut [T], label: usize, classes: usize, scale: Opt
         let total = sum(x, |x| (x - max).exp());
         return (total.ln() + (max - at_label), right);
     };
-    x.iter_mut().for_each(|x| *x = (*x - max).exp());
+    for x in x.iter_mut() {
+        *x = (*x - max).exp();
+    }
     let total = sum(x, |x| x);
     let scale = T::from_f64(scale);
     let factor = scale / total;
-    x.iter_mut().for_each(|x| *x *= factor);
+    for x in x.iter_mut() {
+        *x *= factor;
+    }
     x[label] -= scale;
     padding.fill(T::ZERO);
     (total.ln() + (max - at_label), right)

@@ -35,7 +35,7 @@ pub(super) fn forward<T: Scalar>(args: EmbeddingForward<'_, Cpu<T>>) -> Result<(
         .enumerate()
         .with_min_len(grain(block * h))
         .for_each(|(i, ((y, z), (mean, rstd)))| {
-            simd(|| {
+            simd!(|| {
                 let rows = y.chunks_exact_mut(h).zip(z.chunks_exact_mut(h)).zip(mean.iter_mut().zip(rstd));
                 for (row, ((y, z), (mean, rstd))) in (i * block..).zip(rows) {
                     let word = &word[tokens[row] as usize * h..][..h];
@@ -88,7 +88,7 @@ pub(super) fn backward<T: Scalar>(scratch: &Scratch, args: EmbeddingBackward<'_,
             .enumerate()
             .with_min_len(grain(block * h))
             .for_each(|(i, (dy, partials))| {
-                simd(|| {
+                simd!(|| {
                     partials.fill(T::ZERO);
                     let (dgamma, rest) = partials.split_at_mut(h);
                     let (dbeta, rest) = rest.split_at_mut(h);

@@ -56,8 +56,8 @@ pub(super) fn forward<T: Scalar>(args: GeluForward<'_, Cpu<T>>) -> Result<()> {
     check_len("gelu_forward", "y", y.len(), x.len())?;
     y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).with_min_len(grain(CHUNK)).for_each(
         |(y, x)| match kind {
-            Gelu::Tanh => simd(|| map(y, x, |_, x| gelu_tanh(x))),
-            Gelu::Erf => simd(|| map(y, x, |_, x| gelu_erf(x))),
+            Gelu::Tanh => simd!(|| map(y, x, |_, x| gelu_tanh(x))),
+            Gelu::Erf => simd!(|| map(y, x, |_, x| gelu_erf(x))),
         },
     );
     Ok(())
@@ -79,7 +79,7 @@ pub(super) fn backward<T: Scalar>(scratch: &Scratch, args: GeluBackward<'_, Cpu<
             .zip(partials.par_chunks_mut(cols))
             .with_min_len(grain(block * cols))
             .for_each(|((dy, x), sums)| {
-                simd(|| {
+                simd!(|| {
                     sums.fill(T::ZERO);
                     for (dy, x) in dy.chunks_exact_mut(cols).zip(x.chunks_exact(cols)) {
                         match kind {
@@ -97,7 +97,11 @@ pub(super) fn backward<T: Scalar>(scratch: &Scratch, args: GeluBackward<'_, Cpu<
 
 pub(super) fn tanh_forward<T: Scalar>(args: TanhForward<'_, Cpu<T>>) -> Result<()> {
     args.y.par_chunks_mut(CHUNK).with_min_len(grain(CHUNK)).for_each(|y| {
-        simd(|| y.iter_mut().for_each(|y| *y = y.tanh()));
+        simd!(|| {
+            for y in y.iter_mut() {
+                *y = y.tanh();
+            }
+        });
     });
     Ok(())
 }
@@ -106,7 +110,7 @@ pub(super) fn tanh_backward<T: Scalar>(args: TanhBackward<'_, Cpu<T>>) -> Result
     let TanhBackward { dy, y } = args;
     check_len("tanh_backward", "dy", dy.len(), y.len())?;
     dy.par_chunks_mut(CHUNK).zip(y.par_chunks(CHUNK)).with_min_len(grain(CHUNK)).for_each(|(dy, y)| {
-        simd(|| map(dy, y, |dy, y| dy * (T::ONE - y * y)));
+        simd!(|| map(dy, y, |dy, y| dy * (T::ONE - y * y)));
     });
     Ok(())
 }

@@ -75,7 +75,7 @@ pub(super) fn forward<T: Scalar>(args: LayerNormForward<'_, Cpu<T>>) -> Result<(
         .enumerate()
         .with_min_len(grain(block * h))
         .for_each(|(i, ((y, z), (mean, rstd)))| {
-            simd(|| {
+            simd!(|| {
                 let rows = y.chunks_exact_mut(h).zip(z.chunks_exact_mut(h)).zip(mean.iter_mut().zip(rstd));
                 for (row, ((y, z), (mean, rstd))) in (i * block..).zip(rows) {
                     mask.apply(row, z);
@@ -116,7 +116,7 @@ pub(super) fn backward<T: Scalar>(scratch: &Scratch, args: LayerNormBackward<'_,
             .enumerate()
             .with_min_len(grain(block * h))
             .for_each(|(i, ((dz, dx), partials))| {
-                simd(|| {
+                simd!(|| {
                     partials.fill(T::ZERO);
                     let (dgamma, rest) = partials.split_at_mut(h);
                     let (dbeta, rest) = rest.split_at_mut(h);

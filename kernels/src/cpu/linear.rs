@@ -155,9 +155,11 @@ pub(super) fn bias_grad<T: Scalar>(scratch: &Scratch, args: BiasGrad<'_, Cpu<T>>
             .zip(dy.par_chunks(block * cols))
             .with_min_len(grain(block * cols))
             .for_each(|(sums, dy)| {
-                simd(|| {
+                simd!(|| {
                     sums.fill(T::ZERO);
-                    dy.chunks_exact(cols).for_each(|dy| add(sums, dy));
+                    for dy in dy.chunks_exact(cols) {
+                        add(sums, dy);
+                    }
                 });
             });
         add_partials(dbias, partials, cols, 0);

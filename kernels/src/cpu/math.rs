@@ -17,11 +17,24 @@ const SERIAL: usize = 1 << 14;
 /// Most blocks of a reduction over rows.
 const BLOCKS: usize = 64;
 
-/// Runs `f` compiled for the widest vectors that the machine has.
+/// Runs `f` compiled for the widest vectors that the machine has. `f` and what it calls must be inlined to profit,
+/// hence the macro [`simd!`].
 #[inline(always)]
-pub fn simd<R>(f: impl FnOnce() -> R) -> R {
+pub fn dispatch<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
+
+/// `simd!(|| …)`: [`dispatch`] of a closure that is always inlined. Left to itself the compiler may keep one copy of
+/// a large closure, compiled without vectors.
+macro_rules! simd {
+    (|| $body:expr) => {
+        $crate::cpu::math::dispatch(
+            #[inline(always)]
+            || $body,
+        )
+    };
+}
+pub(crate) use simd;
 
 /// Rows of one block. It depends on the number of rows alone, so that sums over blocks do not depend on the threads.
 pub fn block_rows(rows: usize) -> usize {
@@ -107,7 +120,7 @@ pub fn add<T: Scalar>(sums: &mut [T], x: &[T]) {
 
 /// Adds the rows of `partials` \[blocks, stride\], columns `at..at + sums.len()`, to `sums` in order.
 pub fn add_partials<T: Scalar>(sums: &mut [T], partials: &[T], stride: usize, at: usize) {
-    simd(|| {
+    simd!(|| {
         for row in partials.chunks_exact(stride.max(1)) {
             add(sums, &row[at..at + sums.len()]);
         }
@@ -292,7 +305,7 @@ mod tests {
         let rate = DropoutRate::new(0.3);
         let mask = Mask { rate, scale: rate.scale(), key: 3, site: 8, row_keys: &[10, 20] };
         let mut x = vec![1.0f64; 300];
-        simd(|| mask.apply(1, &mut x));
+        simd!(|| mask.apply(1, &mut x));
         for (c, &x) in x.iter().enumerate() {
             let byte = hidden_bytes(3, 8, 20, c as u32 / 16)[c % 16];
             assert_eq!(x, if byte < rate.threshold { 0.0 } else { rate.scale() }, "column {c}");

@@ -2,7 +2,7 @@
 //!
 //! Loops run on the current rayon pool in blocks whose sizes depend on the op's sizes alone, and sums over blocks
 //! are added in order: results do not depend on the number of threads. Inner loops are plain Rust that the compiler
-//! vectorizes, compiled for the machine's widest vectors by [`math::simd`].
+//! vectorizes, compiled for the machine's widest vectors by [`math::dispatch`].
 
 mod attention;
 mod cross_entropy;

@@ -37,7 +37,7 @@ pub(super) fn global_norm<T: Scalar>(scratch: &Scratch, norm: &mut [T], grads: &
             .par_chunks(CHUNK)
             .zip(&mut *sums)
             .with_min_len(grain(CHUNK))
-            .for_each(|(grads, sum)| *sum = simd(|| squares(grads)));
+            .for_each(|(grads, sum)| *sum = simd!(|| squares(grads)));
         norm[0] = T::from_f64(sums.iter().sum::<f64>().sqrt());
     });
     Ok(())
@@ -137,7 +137,7 @@ pub(super) fn adamw<T: Scalar>(args: OptimizerStep<'_, Cpu<T>>) -> Result<()> {
             .zip(m.par_chunks_mut(CHUNK).zip(v.par_chunks_mut(CHUNK)))
             .with_min_len(grain(CHUNK))
             .for_each(|((w, g), (m, v))| {
-                simd(|| {
+                simd!(|| {
                     for ((w, &g), (m, v)) in w.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
                         constants.moments(g, m, v);
                         *w = *w * keep - lr * constants.direction(*m, *v);
@@ -158,7 +158,7 @@ pub(super) fn lamb<T: Scalar>(scratch: &Scratch, args: OptimizerStep<'_, Cpu<T>>
                 .zip(sums.par_chunks_exact_mut(2))
                 .with_min_len(grain(CHUNK))
                 .for_each(|(((w, g), (m, v)), sums)| {
-                    let squares = simd(|| lamb_moments(w, g, m, v, decay_rate, &constants));
+                    let squares = simd!(|| lamb_moments(w, g, m, v, decay_rate, &constants));
                     sums.copy_from_slice(&squares);
                 });
             let mut total = [0.0; 2];
@@ -171,7 +171,7 @@ pub(super) fn lamb<T: Scalar>(scratch: &Scratch, args: OptimizerStep<'_, Cpu<T>>
             .zip(m.par_chunks(CHUNK).zip(v.par_chunks(CHUNK)))
             .with_min_len(grain(CHUNK))
             .for_each(|(w, (m, v))| {
-                simd(|| {
+                simd!(|| {
                     for (w, (&m, &v)) in w.iter_mut().zip(m.iter().zip(v)) {
                         *w -= rate * (constants.direction(m, v) + decay_rate * *w);
                     }

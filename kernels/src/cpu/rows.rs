@@ -56,7 +56,7 @@ pub(super) fn add_at<T: Scalar, I: Iterator<Item = (usize, usize)>>(
     (0..cols.div_ceil(COLUMNS)).into_par_iter().with_min_len(grain(pairs_len * COLUMNS)).for_each(|task| {
         let start = task * COLUMNS;
         let width = COLUMNS.min(cols - start);
-        simd(|| {
+        simd!(|| {
             for (from, to) in pairs() {
                 assert!(to < rows);
                 // SAFETY: row `to` lies in the table, and no other task has these columns
