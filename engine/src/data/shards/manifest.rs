@@ -203,10 +203,4 @@ impl Manifest {
         }
         Ok(())
     }
-
-    /// Writes the manifest of a data folder again, checksum included, after a change; for tests of damaged data.
-    #[cfg(test)]
-    pub(super) fn rewrite(&mut self, dir: &Path) {
-        self.save(dir).unwrap();
-    }
 }
