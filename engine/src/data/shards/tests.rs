@@ -142,7 +142,7 @@ impl Sample {
         }
         manifest.train.shards[0].bytes = shard.len() as u64;
         std::fs::write(self.dir.path().join(SHARD), shard).unwrap();
-        manifest.save(self.dir.path()).unwrap();
+        std::fs::write(self.dir.path().join(MANIFEST), manifest.seal().unwrap()).unwrap();
         Dataset::open(self.dir.path(), SplitName::Train)
     }
 }
