@@ -414,4 +414,4 @@ pub(crate) fn document_text<'a>(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

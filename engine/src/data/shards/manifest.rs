@@ -3,6 +3,7 @@
 use crate::config::PrepareConfig;
 use crate::error::{During, Error, Result};
 use serde::{Deserialize, Serialize};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -169,18 +170,22 @@ impl Manifest {
         format!("{:016x}", xxh3_64(text.as_bytes()))
     }
 
+    /// The manifest's text, with its checksum set.
+    pub(super) fn seal(&mut self) -> serde_json::Result<String> {
+        let text = |manifest: &Self| serde_json::to_string_pretty(manifest).map(|text| text + "\n");
+        let rest = text(self)?.split_off(CHECKSUM_PREFIX.len() + CHECKSUM_DIGITS);
+        self.checksum = format!("{:016x}", xxh3_64(rest.as_bytes()));
+        text(self)
+    }
+
     /// Writes the manifest into a data folder and has it on disk.
     pub(crate) fn save(&mut self, dir: &Path) -> Result<()> {
         let path = dir.join(MANIFEST);
-        let text = |manifest: &Self| {
-            serde_json::to_string_pretty(manifest).map(|text| text + "\n").map_err(|e| {
-                Error::file(&path, format!("cannot write as JSON: {e}; use paths that are UTF-8"))
-            })
-        };
-        self.checksum =
-            format!("{:016x}", xxh3_64(&text(self)?.as_bytes()[CHECKSUM_PREFIX.len() + CHECKSUM_DIGITS..]));
-        std::fs::write(&path, text(self)?).during("cannot write", &path)?;
-        std::fs::File::open(&path).and_then(|file| file.sync_all()).during("cannot write", &path)
+        let text = self.seal().map_err(|e| {
+            Error::file(&path, format!("cannot write as JSON: {e}; use paths that are UTF-8"))
+        })?;
+        let mut file = std::fs::File::create(&path).during("cannot create", &path)?;
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).during("cannot write", &path)
     }
 
     fn check(&self) -> std::result::Result<(), String> {
@@ -209,11 +214,5 @@ impl Manifest {
             }
         }
         Ok(())
-    }
-
-    /// Writes the manifest of a data folder again, checksum included, after a change; for tests of damaged data.
-    #[cfg(test)]
-    pub(super) fn rewrite(&mut self, dir: &Path) {
-        self.save(dir).unwrap();
     }
 }
