@@ -46,9 +46,12 @@ pub(super) struct Series {
     pub(super) points: Vec<(f64, f64)>,
 }
 
-/// Averages neighbours until at most [`MAX_POINTS`] remain, and leaves out what is not finite.
+/// Averages neighbours until at most [`MAX_POINTS`] remain, and leaves out what is not finite. Values that a diverged
+/// run may have are bounded: beyond, the drawing crate does not find the axis' labels.
 fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let finite: Vec<_> = points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
+    const BOUND: f64 = 1e30;
+    let finite = points.iter().filter(|(x, y)| x.is_finite() && y.is_finite());
+    let finite: Vec<_> = finite.map(|&(x, y)| (x, y.clamp(-BOUND, BOUND))).collect();
     let group = finite.len().div_ceil(MAX_POINTS).max(1);
     let mean = |part: &[(f64, f64)]| {
         let n = part.len() as f64;
@@ -112,6 +115,7 @@ fn draw(area: &Area, thin: &[(&Series, Vec<(f64, f64)>)]) -> std::result::Result
     let y = range(thin.iter().flat_map(|(_, p)| p.iter().map(|p| p.1)), 0.05);
     let mut chart = ChartBuilder::on(area)
         .margin(10)
+        .margin_right(40)
         .x_label_area_size(40)
         .y_label_area_size(70)
         .build_cartesian_2d(x.clone(), y)?;

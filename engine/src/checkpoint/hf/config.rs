@@ -124,7 +124,7 @@ pub(in crate::checkpoint) fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed> 
         initializer_range: fields.number("initializer_range", 0.02, 0.0, 100.0)?,
         init_from: None,
     };
-    if model.hidden % (2 * model.heads) != 0 {
+    if !model.hidden.is_multiple_of(2 * model.heads) {
         let (heads, hidden) = (model.heads, model.hidden);
         return fields.wrong(
             "num_attention_heads",

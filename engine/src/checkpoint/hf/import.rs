@@ -170,10 +170,9 @@ impl Plan {
             }
             targets.push(target);
         }
-        let absent =
-            |name: &str| !from.contains_key(name) && !(name == BIAS && from.contains_key(DECODER_BIAS));
+        let present = |name: &str| from.contains_key(name) || name == BIAS && from.contains_key(DECODER_BIAS);
         let missing: Vec<String> =
-            table.tensors.iter().map(|t| &t.name).filter(|n| absent(n)).cloned().collect();
+            table.tensors.iter().map(|t| &t.name).filter(|n| !present(n)).cloned().collect();
         let needed: Vec<&String> =
             missing.iter().filter(|n| n.starts_with("bert.") && !n.starts_with("bert.pooler.")).collect();
         if let Some(first) = needed.first() {
