@@ -20,6 +20,8 @@ pub const MASKING: u32 = 1;
 pub const INIT: u32 = 2;
 /// Counter word c3 of the sequence-building draws of data preparation.
 pub const PREPARE: u32 = 3;
+/// Counter word c3 of the order of sequences.
+pub const SHUFFLE: u32 = 4;
 
 const M0: u32 = 0xD251_1F53;
 const M1: u32 = 0xCD9E_8D57;

@@ -1,8 +1,21 @@
 //! Text to batches: preparation, shards, masking, the loader.
 
 pub mod batch;
+mod input;
+pub mod loader;
+pub mod masking;
+mod permutation;
+mod pipeline;
+pub mod prepare;
+mod sentences;
+mod sequences;
+pub mod shards;
+pub mod tokenize;
+pub mod vocab;
 
 pub use batch::{Batch, GroupedRows, Sequence};
+pub use loader::{GlobalBatch, Loader, LoaderConfig};
+pub use shards::{Dataset, Manifest, SplitName};
 
 use serde::{Deserialize, Serialize};
 

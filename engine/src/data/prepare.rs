@@ -1,0 +1,417 @@
+//! Text to prepared data: one thread reads, all tokenize and cut sequences, one writes, in bounded memory.
+//!
+//! The unit of work is a block of about 4 MB of whole documents. Blocks and what is drawn for them do not depend on
+//! the number of threads, and results are written in the order of blocks, so neither do the bytes written.
+
+mod staging;
+
+use crate::config::{Masking, PrepareConfig, Split};
+use crate::data::input::{self, Block, Blocks, Form, InputFile, RawDocument, Reader};
+use crate::data::masking::MaskRule;
+use crate::data::pipeline::{Stop, ordered};
+use crate::data::sentences::for_each_sentence;
+use crate::data::sequences::{Documents, Pair, build};
+use crate::data::shards::{Columns, InputRecord, Manifest, SplitWriter, VOCAB};
+use crate::data::tokenize::Tokenizer;
+use crate::data::vocab::{Vocab, train_files};
+use crate::error::{During, Error, Result};
+use kernels::philox::{MASKING, PREPARE, Stream, splitmix64, step_key};
+use serde::{Deserialize, Deserializer};
+use staging::Staging;
+use std::borrow::Cow;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// Memory for blocks under way, in bytes.
+pub(crate) const BUDGET: usize = 512 << 20;
+/// Separates the draws of the split from all others: "SPLIT".
+const SPLIT_SEED: u64 = 0x53_504C_4954;
+
+/// What preparation is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Counting words to train a vocabulary.
+    Vocabulary,
+    /// Making sequences.
+    Sequences,
+}
+
+/// How far preparation is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PrepareProgress {
+    /// What is being done; each phase reads the whole input.
+    pub phase: Phase,
+    /// Bytes of input done in this phase, as on disk.
+    pub bytes_read: u64,
+    /// Bytes of all input, as on disk.
+    pub bytes_total: u64,
+    /// Documents done.
+    pub documents: u64,
+    /// Sequences made.
+    pub sequences: u64,
+    /// Tokens of these sequences.
+    pub tokens: u64,
+    /// Invalid stretches of UTF-8 replaced.
+    pub invalid_utf8: u64,
+}
+
+impl PrepareProgress {
+    pub(crate) fn new(phase: Phase, files: &[InputFile]) -> Self {
+        let bytes_total = files.iter().map(|f| f.bytes).sum();
+        Self { phase, bytes_read: 0, bytes_total, documents: 0, sequences: 0, tokens: 0, invalid_utf8: 0 }
+    }
+}
+
+/// Prepares the input into the folder `out`, which appears when it is complete. `threads` 0 is one per core. Data that
+/// already lies there and was made in the same way is kept and its manifest returned.
+///
+/// # Errors
+/// Bad options or input; a folder `out` that holds anything else.
+pub fn prepare(
+    config: &PrepareConfig,
+    out: &Path,
+    threads: usize,
+    progress: &(dyn Fn(&PrepareProgress) + Sync),
+) -> Result<Manifest> {
+    check(config)?;
+    let threads = match threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
+    let files = input::list(&config.input)?;
+    let inputs = files.iter().map(|f| InputRecord { path: f.path.clone(), bytes: f.bytes }).collect();
+    let vocab = config.vocab.as_deref().map(Vocab::load).transpose()?;
+    let mut manifest = Manifest::new(config, inputs);
+    if let Some(existing) = staging::existing(out, &manifest, vocab.as_ref())? {
+        return Ok(existing);
+    }
+    let staging = Staging::create(out)?;
+    let dir = staging.path();
+    let vocab = match (vocab, config.train_vocab) {
+        (Some(vocab), _) => vocab,
+        (None, size) => train_files(&files, config, size.unwrap_or(0), dir, threads, progress)?,
+    };
+    let vocab_path = dir.join(VOCAB);
+    vocab.save(&vocab_path)?;
+    std::fs::File::open(&vocab_path).and_then(|f| f.sync_all()).during("cannot write", &vocab_path)?;
+    manifest.vocab_size = vocab.len();
+    manifest.vocab_sha256 = vocab.sha256().to_owned();
+    make_sequences(&files, config, &vocab, dir, threads, progress, &mut manifest)?;
+    manifest.save(dir)?;
+    staging.finish(out)?;
+    Ok(manifest)
+}
+
+fn check(config: &PrepareConfig) -> Result<()> {
+    let wrong = |key: &str, what: String| Err(Error::config(format!("prepare.{key}"), what));
+    if config.vocab.is_some() == config.train_vocab.is_some() {
+        let count = if config.vocab.is_some() { "both" } else { "neither" };
+        return wrong("vocab", format!("{count} of vocab and train_vocab given; give one of them"));
+    }
+    let (length, most) = (config.max_seq_length, u16::MAX);
+    if !(8..=usize::from(most)).contains(&length) {
+        return wrong("max_seq_length", format!("{length}, expected 8 to {most}"));
+    }
+    if config.dupe_factor == 0 {
+        return wrong("dupe_factor", "0, expected at least 1".into());
+    }
+    if config.max_predictions == 0 {
+        return wrong("max_predictions", "0, expected at least 1".into());
+    }
+    for (key, value, most) in [
+        ("masked_lm_prob", config.masked_lm_prob, 1.0),
+        ("short_seq_prob", config.short_seq_prob, 1.0),
+        ("eval_fraction", config.eval_fraction, 0.999),
+    ] {
+        if !(0.0..=most).contains(&value) {
+            return wrong(key, format!("{value}, expected 0 to {most}"));
+        }
+    }
+    Ok(())
+}
+
+/// Which documents are held out: those whose draw is below the fraction, one of them changed if else one part would be
+/// empty.
+struct EvalRule {
+    seed: u64,
+    fraction: f64,
+    /// A document and where it goes.
+    forced: Option<(u64, bool)>,
+}
+
+impl EvalRule {
+    /// Reads documents until there is one for each part; to the end only where the draws leave one part empty.
+    fn new(reader: &Reader<'_>, config: &PrepareConfig) -> Result<Self> {
+        let mut rule = Self { seed: config.seed ^ SPLIT_SEED, fraction: config.eval_fraction, forced: None };
+        if rule.fraction == 0.0 {
+            return Ok(rule);
+        }
+        let mut with_text = 0u64;
+        let (mut lowest, mut highest) = ((f64::INFINITY, 0), (f64::NEG_INFINITY, 0));
+        let outcome = reader.read(&mut |piece| {
+            let document = RawDocument {
+                range: 0..piece.bytes.len(),
+                form: piece.form,
+                file: piece.file,
+                line: piece.line,
+                first: piece.first,
+            };
+            if !piece.first || document_text(&document, piece.bytes, reader.files)?.0.trim().is_empty() {
+                return Ok(());
+            }
+            with_text += 1;
+            let draw = (rule.draw(piece.document), piece.document);
+            lowest = if draw.0 < lowest.0 { draw } else { lowest };
+            highest = if draw.0 > highest.0 { draw } else { highest };
+            if lowest.0 < rule.fraction && highest.0 >= rule.fraction { Err(Stop::Enough) } else { Ok(()) }
+        });
+        match outcome {
+            Err(Stop::Failed(error)) => return Err(error),
+            Err(Stop::Enough) => {}
+            Ok(()) if highest.0 < rule.fraction => rule.forced = Some((highest.1, false)),
+            Ok(()) if with_text > 1 => rule.forced = Some((lowest.1, true)),
+            Ok(()) => {}
+        }
+        Ok(rule)
+    }
+
+    fn draw(&self, document: u64) -> f64 {
+        (splitmix64(step_key(self.seed, document)) >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+    }
+
+    fn is_eval(&self, document: u64) -> bool {
+        match self.forced {
+            Some((forced, eval)) if forced == document => eval,
+            _ => self.draw(document) < self.fraction,
+        }
+    }
+}
+
+fn make_sequences(
+    files: &[InputFile],
+    config: &PrepareConfig,
+    vocab: &Vocab,
+    dir: &Path,
+    threads: usize,
+    progress: &(dyn Fn(&PrepareProgress) + Sync),
+    manifest: &mut Manifest,
+) -> Result<()> {
+    let reader_of = |bytes_read| Reader { files, split: config.split, bytes_read, scratch: dir };
+    let (ahead, bytes_read) = (AtomicU64::new(0), AtomicU64::new(0));
+    let rule = EvalRule::new(&reader_of(&ahead), config)?;
+    let reader = reader_of(&bytes_read);
+    let writer = |name| {
+        let masks = config.masking == Masking::Static;
+        SplitWriter::new(dir, name, vocab, config.max_seq_length, config.nsp, masks)
+    };
+    let (mut train, mut eval) = (writer("train"), writer("eval"));
+    let mut unigrams = vec![0u64; vocab.len()];
+    let mut done = PrepareProgress::new(Phase::Sequences, files);
+    let maker = Maker::new(files, config, vocab)?;
+    // Text, tokens of 4 bytes for 4 characters, and sequences of tokens of 2 bytes each time, with room to grow.
+    let expansion = 3 + config.dupe_factor;
+    let budget = (BUDGET / expansion).min((threads + 2) * input::PIECE).max(1);
+    ordered(
+        threads,
+        budget,
+        |emit| {
+            let mut blocks = Blocks::new(
+                || bytes_read.load(Relaxed),
+                |block: Block| {
+                    let cost = block.bytes.len();
+                    emit(block, cost)
+                },
+            );
+            reader.read(&mut |piece| blocks.add(&piece, rule.is_eval(piece.document)))?;
+            blocks.finish()
+        },
+        || {
+            let mut tokenizer = maker.tokenizer.clone();
+            let maker = &maker;
+            move |block: Block| maker.make(&block, &mut tokenizer)
+        },
+        |made: Made| {
+            let writer = if made.eval { &mut eval } else { &mut train };
+            writer.append(&made.columns, made.with_text)?;
+            for (sum, &count) in unigrams.iter_mut().zip(&made.unigrams) {
+                *sum += u64::from(count);
+            }
+            done.bytes_read = made.bytes_read;
+            done.documents += made.documents;
+            done.sequences += made.columns.len() as u64;
+            done.tokens += made.columns.tokens() as u64;
+            done.invalid_utf8 += made.invalid_utf8;
+            progress(&done);
+            Ok(())
+        },
+    )?;
+    manifest.documents = done.documents;
+    manifest.invalid_utf8 = done.invalid_utf8;
+    manifest.unigram_entropy = entropy(&unigrams);
+    manifest.train = train.finish()?;
+    manifest.eval = eval.finish()?;
+    if manifest.train.sequences == 0 {
+        return Err(Error::file(&files[0].path, "the input holds no text; give files with words in them"));
+    }
+    Ok(())
+}
+
+/// Entropy of a distribution given by counts, in nats.
+fn entropy(counts: &[u64]) -> f64 {
+    let total = counts.iter().sum::<u64>() as f64;
+    counts.iter().filter(|&&n| n > 0).map(|&n| n as f64 / total).map(|p| -p * p.ln()).sum()
+}
+
+/// What a block became.
+struct Made {
+    eval: bool,
+    columns: Columns,
+    /// Documents that begin in this block.
+    documents: u64,
+    /// Of these, with text.
+    with_text: u64,
+    invalid_utf8: u64,
+    /// Of the text's tokens; empty for evaluation.
+    unigrams: Vec<u32>,
+    bytes_read: u64,
+}
+
+/// Makes sequences of blocks.
+struct Maker<'a> {
+    files: &'a [InputFile],
+    config: &'a PrepareConfig,
+    vocab: &'a Vocab,
+    tokenizer: Tokenizer,
+    rule: MaskRule,
+}
+
+impl<'a> Maker<'a> {
+    fn new(files: &'a [InputFile], config: &'a PrepareConfig, vocab: &'a Vocab) -> Result<Self> {
+        let rule = MaskRule {
+            probability: config.masked_lm_prob,
+            max_predictions: config.max_predictions,
+            vocab_size: vocab.len() as u32,
+            mask: vocab.mask,
+        };
+        Ok(Self { files, config, vocab, tokenizer: Tokenizer::new(vocab)?, rule })
+    }
+
+    fn make(&self, block: &Block, tokenizer: &mut Tokenizer) -> Result<Made> {
+        let mut made = Made {
+            eval: block.eval,
+            columns: Columns::new(self.vocab.len()),
+            documents: 0,
+            with_text: 0,
+            invalid_utf8: 0,
+            unigrams: Vec::new(),
+            bytes_read: block.bytes_read,
+        };
+        let mut documents = Documents::new();
+        for document in &block.documents {
+            let (text, invalid) = document_text(document, &block.bytes, self.files)?;
+            let before = documents.len();
+            self.tokenize(&text, tokenizer, &mut documents);
+            made.invalid_utf8 += invalid;
+            made.documents += u64::from(document.first);
+            made.with_text += u64::from(document.first && documents.len() > before);
+        }
+        if !block.eval {
+            made.unigrams = vec![0; self.vocab.len()];
+            documents.tokens.iter().for_each(|&t| made.unigrams[t as usize] += 1);
+        }
+        for dupe in 0..self.config.dupe_factor as u64 {
+            let key = step_key(self.config.seed, dupe);
+            let mut masks = Stream::new(key, block.number, MASKING);
+            let mut stream = Stream::new(key, block.number, PREPARE);
+            build(&documents, self.config, &mut stream, |pair| {
+                self.store(&pair, &documents.tokens, &mut masks, &mut made.columns);
+            });
+        }
+        Ok(made)
+    }
+
+    fn tokenize(&self, text: &str, tokenizer: &mut Tokenizer, documents: &mut Documents) {
+        let longest = self.config.max_seq_length - 3;
+        let mut sentence = |text: &str| {
+            tokenizer.encode(text, &mut documents.tokens);
+            documents.end_sentence(longest);
+        };
+        match self.config.split {
+            Split::Lines => text.lines().for_each(&mut sentence),
+            Split::Sentences => for_each_sentence(text, &mut sentence),
+        }
+        documents.end_document();
+    }
+
+    fn store(&self, pair: &Pair, tokens: &[u32], masks: &mut Stream, columns: &mut Columns) {
+        let mut sequence = Vec::with_capacity(self.config.max_seq_length);
+        sequence.push(self.vocab.cls);
+        sequence.extend_from_slice(&tokens[pair.a.clone()]);
+        sequence.push(self.vocab.sep);
+        let segment_b = sequence.len();
+        if let Some((b, _)) = &pair.b {
+            sequence.extend_from_slice(&tokens[b.clone()]);
+            sequence.push(self.vocab.sep);
+        }
+        columns.push(&sequence, segment_b, pair.b.as_ref().map(|(_, random)| *random));
+        if self.config.masking == Masking::Static {
+            let mut count = 0;
+            self.rule.draw(sequence.len(), segment_b, masks, |position, replacement| {
+                columns.push_mask(position, replacement.unwrap_or(sequence[position]));
+                count += 1;
+            });
+            columns.end_mask(count);
+        }
+    }
+}
+
+/// A row of JSON Lines; `text` must be there but may be null.
+#[derive(Deserialize)]
+struct Row<'a> {
+    #[serde(borrow, deserialize_with = "nullable")]
+    text: Option<Cow<'a, str>>,
+}
+
+fn nullable<'de: 'a, 'a, D: Deserializer<'de>>(d: D) -> std::result::Result<Option<Cow<'a, str>>, D::Error> {
+    #[derive(Deserialize)]
+    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+    Ok(Option::<Text<'a>>::deserialize(d)?.map(|text| text.0))
+}
+
+/// A document's text, and how many stretches of invalid UTF-8 were replaced in it.
+pub(crate) fn document_text<'a>(
+    document: &RawDocument,
+    bytes: &'a [u8],
+    files: &[InputFile],
+) -> Result<(Cow<'a, str>, u64)> {
+    let bytes = &bytes[document.range.clone()];
+    let text = String::from_utf8_lossy(bytes);
+    let invalid = match &text {
+        Cow::Borrowed(_) => 0,
+        Cow::Owned(_) => bytes.utf8_chunks().filter(|chunk| !chunk.invalid().is_empty()).count() as u64,
+    };
+    if document.form == Form::Plain {
+        return Ok((text, invalid));
+    }
+    let error = |e: serde_json::Error| {
+        let message = e.to_string();
+        let message = message.split(" at line ").next().unwrap_or_default();
+        let what = format!(
+            "line {}, column {}: {message}; each line must be a JSON object with a string `text`",
+            document.line,
+            e.column()
+        );
+        Error::file(&files[document.file].path, what)
+    };
+    let text = match text {
+        Cow::Borrowed(text) => serde_json::from_str::<Row<'a>>(text).map_err(error)?.text,
+        Cow::Owned(text) => {
+            let row: Row<'_> = serde_json::from_str(&text).map_err(error)?;
+            row.text.map(|text| Cow::Owned(text.into_owned()))
+        }
+    };
+    Ok((text.unwrap_or_default(), invalid))
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

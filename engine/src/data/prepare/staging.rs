@@ -1,0 +1,139 @@
+//! The folder that data is prepared in before it gets its name.
+
+use crate::data::shards::{MANIFEST, Manifest, VOCAB};
+use crate::data::vocab::Vocab;
+use crate::error::{During, Error, Result};
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// `OUT.preparing`. Removed when dropped unfinished.
+pub(super) struct Staging {
+    path: PathBuf,
+    finished: bool,
+}
+
+impl Staging {
+    /// Creates the folder, in place of one that a killed run left.
+    pub fn create(out: &Path) -> Result<Self> {
+        let name =
+            out.file_name().ok_or_else(|| Error::file(out, "is not a folder's name; choose another"))?;
+        let mut name = name.to_owned();
+        name.push(".preparing");
+        let path = out.with_file_name(name);
+        if let Some(parent) = parent(&path) {
+            std::fs::create_dir_all(parent).during("cannot create the folder", parent)?;
+        }
+        if path.exists() {
+            remove(&path)?;
+        }
+        std::fs::create_dir(&path).during("cannot create the folder", &path)?;
+        Ok(Self { path, finished: false })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Gives the folder its name, once all in it is on disk.
+    pub fn finish(mut self, out: &Path) -> Result<()> {
+        sync(&self.path)?;
+        if out.exists() {
+            std::fs::remove_dir(out).during("cannot replace the empty folder", out)?;
+        }
+        std::fs::rename(&self.path, out).during("cannot rename the prepared data to this folder", out)?;
+        self.finished = true;
+        parent(out).map_or(Ok(()), sync)
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Whatever stays is removed by the next run; the error that led here matters more.
+            let _ = remove(&self.path);
+        }
+    }
+}
+
+fn parent(path: &Path) -> Option<&Path> {
+    path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent })
+}
+
+fn sync(dir: &Path) -> Result<()> {
+    // Only Unix opens folders as files; elsewhere the system's journal has to do.
+    if cfg!(unix) {
+        File::open(dir).and_then(|d| d.sync_all()).during("cannot write the folder", dir)
+    } else {
+        Ok(())
+    }
+}
+
+/// Removes a folder of what preparation writes; anything else in it is an error.
+fn remove(path: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(path).during("cannot list the folder", path)? {
+        let entry = entry.during("cannot list the folder", path)?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let shard = (name.starts_with("train-") || name.starts_with("eval-")) && name.ends_with(".shard");
+        if !shard && name != VOCAB && name != MANIFEST && name != "input.parquet" {
+            let what =
+                format!("holds `{name}`, which no preparation wrote; move it away, then remove the folder");
+            return Err(Error::file(path, what));
+        }
+        std::fs::remove_file(entry.path()).during("cannot remove", &entry.path())?;
+    }
+    std::fs::remove_dir(path).during("cannot remove the folder", path)
+}
+
+/// The manifest of finished data at `out`, if it is what `wanted` would become; none if there is nothing.
+pub(super) fn existing(out: &Path, wanted: &Manifest, vocab: Option<&Vocab>) -> Result<Option<Manifest>> {
+    if !out.exists() {
+        return Ok(None);
+    }
+    if !out.join(MANIFEST).exists() {
+        let mut entries = std::fs::read_dir(out).during("cannot list the folder", out)?;
+        let remedy = format!("it holds other files and no {MANIFEST}; choose another folder");
+        return if entries.next().is_none() { Ok(None) } else { Err(Error::file(out, remedy)) };
+    }
+    let found = Manifest::load(out)?;
+    match difference(&found, wanted, vocab) {
+        None => Ok(Some(found)),
+        Some(what) => {
+            let what =
+                format!("holds data prepared otherwise: {what}; choose another folder or remove this one");
+            Err(Error::file(out, what))
+        }
+    }
+}
+
+/// What differs, if anything; where the input lies does not matter, its names and sizes do.
+fn difference(found: &Manifest, wanted: &Manifest, vocab: Option<&Vocab>) -> Option<String> {
+    let options = |manifest: &Manifest| {
+        let mut options = manifest.options.clone();
+        (options.input, options.vocab) = (Vec::new(), None);
+        match serde_json::to_value(options) {
+            Ok(serde_json::Value::Object(options)) => options,
+            _ => serde_json::Map::new(),
+        }
+    };
+    let (ours, theirs) = (options(wanted), options(found));
+    if let Some((key, value)) = ours.iter().find(|(key, value)| theirs.get(*key) != Some(value)) {
+        let there = theirs.get(key).unwrap_or(&serde_json::Value::Null);
+        return Some(format!("{key} is {there} there and {value} here"));
+    }
+    if let Some(vocab) = vocab.filter(|vocab| vocab.sha256() != found.vocab_sha256) {
+        return Some(format!("vocabulary {} there and {} here", found.vocab_sha256, vocab.sha256()));
+    }
+    let inputs = |manifest: &Manifest| -> Vec<_> {
+        manifest.inputs.iter().map(|i| (i.path.file_name().map(ToOwned::to_owned), i.bytes)).collect()
+    };
+    let (ours, theirs) = (inputs(wanted), inputs(found));
+    (ours != theirs).then(|| match ours.iter().zip(&theirs).find(|(a, b)| a != b) {
+        Some(((ours, bytes), (theirs, other_bytes))) => {
+            let name = |n: &Option<OsString>| n.as_deref().unwrap_or_default().to_string_lossy().into_owned();
+            format!("input {} of {other_bytes} bytes there, {} of {bytes} here", name(theirs), name(ours))
+        }
+        None => format!("{} input files there and {} here", theirs.len(), ours.len()),
+    })
+}

@@ -1,0 +1,304 @@
+//! Documents to sequences, as BERT's create_pretraining_data (Devlin et al., 2019, appendix A.2) builds them.
+
+use crate::config::PrepareConfig;
+use kernels::philox::Stream;
+use std::ops::Range;
+
+/// Tokenized documents, one after another: tokens in sentences in documents.
+#[derive(Debug, Default)]
+pub(crate) struct Documents {
+    pub tokens: Vec<u32>,
+    /// Offsets into `tokens`; one more than sentences.
+    sentences: Vec<usize>,
+    /// Offsets into the sentences; one more than documents.
+    documents: Vec<usize>,
+}
+
+impl Documents {
+    pub fn new() -> Self {
+        Self { tokens: Vec::new(), sentences: vec![0], documents: vec![0] }
+    }
+
+    /// Makes a sentence of the tokens appended since the last one, if any. One of more than `longest` tokens, which
+    /// the original would throw away except for one sequence, becomes sentences of a quarter of that.
+    pub fn end_sentence(&mut self, longest: usize) {
+        let mut start = self.sentences[self.sentences.len() - 1];
+        let end = self.tokens.len();
+        if end - start > longest {
+            let part = longest.div_ceil(4);
+            while end - start > part {
+                start += part;
+                self.sentences.push(start);
+            }
+        }
+        if end > start {
+            self.sentences.push(end);
+        }
+    }
+
+    /// Makes a document of the sentences since the last one, if any.
+    pub fn end_document(&mut self) {
+        let end = self.sentences.len() - 1;
+        if end > self.documents[self.documents.len() - 1] {
+            self.documents.push(end);
+        }
+    }
+
+    /// Number of documents.
+    pub fn len(&self) -> usize {
+        self.documents.len() - 1
+    }
+
+    /// The sentences of a document.
+    fn document(&self, d: usize) -> Range<usize> {
+        self.documents[d]..self.documents[d + 1]
+    }
+
+    /// The tokens of successive sentences.
+    fn span(&self, sentences: Range<usize>) -> Range<usize> {
+        self.sentences[sentences.start]..self.sentences[sentences.end]
+    }
+}
+
+/// A sequence, as places in [`Documents::tokens`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pair {
+    pub a: Range<usize>,
+    /// Segment B, and whether it is random; none for full sentences.
+    pub b: Option<(Range<usize>, bool)>,
+}
+
+/// Cuts every document into sequences.
+pub(crate) fn build(
+    docs: &Documents,
+    options: &PrepareConfig,
+    stream: &mut Stream,
+    mut emit: impl FnMut(Pair),
+) {
+    for d in 0..docs.len() {
+        if options.nsp {
+            pairs(docs, d, options, stream, &mut emit);
+        } else {
+            full_sentences(docs, d, options, stream, &mut emit);
+        }
+    }
+}
+
+/// Special tokens of a sequence.
+pub(crate) fn specials(nsp: bool) -> usize {
+    if nsp { 3 } else { 2 }
+}
+
+fn target_length(options: &PrepareConfig, stream: &mut Stream) -> usize {
+    let most = options.max_seq_length - specials(options.nsp);
+    if stream.uniform() < options.short_seq_prob { stream.range(2, most as u32) as usize } else { most }
+}
+
+/// [CLS] A [SEP] B [SEP]: half of the time B follows A, else it is from another document, and what would have followed
+/// is put back.
+fn pairs(
+    docs: &Documents,
+    d: usize,
+    options: &PrepareConfig,
+    stream: &mut Stream,
+    emit: &mut impl FnMut(Pair),
+) {
+    let sentences = docs.document(d);
+    let target = target_length(options, stream);
+    let mut first = sentences.start;
+    while first < sentences.end {
+        let mut end = first + 1;
+        while end < sentences.end && docs.span(first..end).len() < target {
+            end += 1;
+        }
+        let count = end - first;
+        let a_end = first + if count > 1 { stream.range(1, count as u32 - 1) as usize } else { 1 };
+        let mut a = docs.span(first..a_end);
+        let random = count == 1 || stream.uniform() < 0.5;
+        let mut b = if random {
+            random_segment(docs, d, target.saturating_sub(a.len()), stream)
+        } else {
+            docs.span(a_end..end)
+        };
+        truncate(&mut a, &mut b, options.max_seq_length - specials(true), stream);
+        emit(Pair { a, b: Some((b, random)) });
+        first = if random { a_end } else { end };
+    }
+}
+
+/// Sentences of another document (of the same one if there is no other), from a random one on, up to `length` tokens
+/// or as few more as the last sentence brings.
+fn random_segment(docs: &Documents, not: usize, length: usize, stream: &mut Stream) -> Range<usize> {
+    let mut d = not;
+    if docs.len() > 1 {
+        d = stream.below(docs.len() as u32 - 1) as usize;
+        d += usize::from(d >= not);
+    }
+    let sentences = docs.document(d);
+    let start = sentences.start + stream.below(sentences.len() as u32) as usize;
+    let mut end = start + 1;
+    while end < sentences.end && docs.span(start..end).len() < length {
+        end += 1;
+    }
+    docs.span(start..end)
+}
+
+/// Takes tokens from either end, at random, of the longer segment until both fit.
+fn truncate(a: &mut Range<usize>, b: &mut Range<usize>, most: usize, stream: &mut Stream) {
+    while a.len() + b.len() > most {
+        let longer = if a.len() > b.len() { &mut *a } else { &mut *b };
+        if stream.next_u32() >> 31 == 0 { longer.start += 1 } else { longer.end -= 1 }
+    }
+}
+
+/// [CLS] sentences [SEP]: as many sentences of one document as fit (FULL-SENTENCES without crossing documents, that is
+/// DOC-SENTENCES, of Liu et al., RoBERTa, 2019). Every token comes exactly once.
+fn full_sentences(
+    docs: &Documents,
+    d: usize,
+    options: &PrepareConfig,
+    stream: &mut Stream,
+    emit: &mut impl FnMut(Pair),
+) {
+    let sentences = docs.document(d);
+    let mut first = sentences.start;
+    while first < sentences.end {
+        let target = target_length(options, stream);
+        let mut end = first + 1;
+        while end < sentences.end && docs.span(first..end + 1).len() <= target {
+            end += 1;
+        }
+        emit(Pair { a: docs.span(first..end), b: None });
+        first = end;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kernels::philox::PREPARE;
+
+    /// Documents of random shapes whose token at place i is i, so that a token says where it is from.
+    fn documents(seed: u64, count: usize, longest: usize) -> Documents {
+        let mut stream = Stream::new(seed, 0, PREPARE);
+        let mut docs = Documents::new();
+        for _ in 0..count {
+            for _ in 0..stream.below(30) {
+                for _ in 0..stream.below(60) {
+                    docs.tokens.push(docs.tokens.len() as u32);
+                }
+                docs.end_sentence(longest);
+            }
+            docs.end_document();
+        }
+        docs
+    }
+
+    fn all(docs: &Documents, options: &PrepareConfig, seed: u64) -> Vec<Pair> {
+        let mut out = Vec::new();
+        build(docs, options, &mut Stream::new(seed, 1, PREPARE), |p| out.push(p));
+        out
+    }
+
+    #[test]
+    fn pairs_keep_order_lengths_labels_and_put_back_what_is_unused() {
+        for max_seq_length in [5, 16, 64, 512] {
+            let options = PrepareConfig { max_seq_length, ..PrepareConfig::default() };
+            let docs = documents(3, 300, max_seq_length - 3);
+            let pairs = all(&docs, &options, 7);
+            let document_of = |token: usize| {
+                let sentence = docs.sentences.partition_point(|&s| s <= token) - 1;
+                docs.documents.partition_point(|&s| s <= sentence) - 1
+            };
+            let mut random = 0;
+            let mut covered = 0; // up to where the text was seen or truncated away
+            for pair in &pairs {
+                let (b, is_random) = pair.b.clone().unwrap();
+                assert!(!pair.a.is_empty() && !b.is_empty());
+                assert!(pair.a.len() + b.len() <= max_seq_length - 3);
+                let d = document_of(pair.a.start);
+                assert_eq!(d, document_of(pair.a.end - 1));
+                assert_eq!(document_of(b.start), document_of(b.end - 1));
+                assert_eq!(is_random, document_of(b.start) != d);
+                assert!(pair.a.start >= covered, "{pair:?} repeats text before {covered}");
+                // Without truncation nothing lies between this pair and the one before.
+                let begun = docs.sentences[docs.sentences.partition_point(|&s| s <= pair.a.start) - 1];
+                assert!(pair.a.start == covered || begun >= covered);
+                covered = if is_random { pair.a.end } else { b.end };
+                if !is_random {
+                    assert!(b.start >= pair.a.end);
+                }
+                random += usize::from(is_random);
+            }
+            if max_seq_length == 64 {
+                // Half by chance, the rest from last single sentences of a document.
+                let share = random as f64 / pairs.len() as f64;
+                assert!((0.45..0.75).contains(&share), "{share}");
+            }
+        }
+    }
+
+    /// With sequences longer than any chunk nothing is truncated, so A and true B segments cover every token once.
+    #[test]
+    fn put_back_covers_all_text() {
+        let options = PrepareConfig { max_seq_length: 4000, short_seq_prob: 0.0, ..PrepareConfig::default() };
+        let mut docs = Documents::new();
+        for d in 0..50 {
+            for _ in 0..1 + d % 40 {
+                docs.tokens.extend([7; 9]);
+                docs.end_sentence(3997);
+            }
+            docs.end_document();
+        }
+        let mut covered = 0;
+        for pair in all(&docs, &options, 1) {
+            assert_eq!(pair.a.start, covered);
+            covered = pair.a.end;
+            if let Some((b, false)) = pair.b {
+                assert_eq!(b.start, covered);
+                covered = b.end;
+            }
+        }
+        assert_eq!(covered, docs.tokens.len());
+    }
+
+    #[test]
+    fn full_sentences_hold_every_token_once() {
+        let options = PrepareConfig { max_seq_length: 40, nsp: false, ..PrepareConfig::default() };
+        let docs = documents(5, 200, 37);
+        let mut covered = 0;
+        for pair in all(&docs, &options, 2) {
+            assert_eq!((pair.a.start, pair.b), (covered, None));
+            assert!(pair.a.len() <= 38);
+            covered = pair.a.end;
+        }
+        assert_eq!(covered, docs.tokens.len());
+    }
+
+    #[test]
+    fn short_sequences_come_as_often_as_asked() {
+        let mut docs = Documents::new();
+        for _ in 0..2000 {
+            for _ in 0..20 {
+                docs.tokens.extend([1; 5]);
+                docs.end_sentence(61);
+            }
+            docs.end_document();
+        }
+        let options = PrepareConfig { max_seq_length: 64, nsp: false, ..PrepareConfig::default() };
+        // Whole ones hold 60 of at most 62 tokens, and each document's last is shorter too: look at first ones.
+        let firsts: Vec<_> = all(&docs, &options, 3).into_iter().filter(|p| p.a.start % 100 == 0).collect();
+        let short = firsts.iter().filter(|p| p.a.len() < 60).count() as f64 / 2000.0;
+        assert!((0.07..0.13).contains(&short), "{short}"); // 0.1 * 58 / 61, standard deviation 0.007
+    }
+
+    #[test]
+    fn a_single_document_meets_itself() {
+        let mut docs = Documents::new();
+        docs.tokens.extend([1, 2, 3]);
+        docs.end_sentence(10);
+        docs.end_document();
+        let pairs = all(&docs, &PrepareConfig::default(), 1);
+        assert_eq!(pairs, [Pair { a: 0..3, b: Some((0..3, true)) }]);
+    }
+}

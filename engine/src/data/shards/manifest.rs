@@ -1,0 +1,206 @@
+//! What prepared data is: `manifest.json`.
+
+use crate::config::PrepareConfig;
+use crate::error::{During, Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Name of the manifest in a data folder.
+pub const MANIFEST: &str = "manifest.json";
+/// Name of the vocabulary in a data folder.
+pub const VOCAB: &str = "vocab.txt";
+pub(super) const MANIFEST_VERSION: u32 = 1;
+/// A manifest begins with this, 16 hexadecimal digits, and what they are the XXH3 of: all that follows them.
+const CHECKSUM_PREFIX: &str = "{\n  \"checksum\": \"";
+const CHECKSUM_DIGITS: usize = 16;
+
+/// What a data folder holds and how it was made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// XXH3 of the manifest's text behind this field.
+    checksum: String,
+    /// Of the format.
+    pub version: u32,
+    /// Of the program that wrote it.
+    pub tool_version: String,
+    /// Tokens of the vocabulary, which is in `vocab.txt`.
+    pub vocab_size: usize,
+    /// See [`crate::data::vocab::Vocab::sha256`].
+    pub vocab_sha256: String,
+    /// How the data was made.
+    pub options: PrepareConfig,
+    /// What it was made of.
+    pub inputs: Vec<InputRecord>,
+    /// Documents read, empty ones included.
+    pub documents: u64,
+    /// Invalid stretches of UTF-8 that were replaced by U+FFFD.
+    pub invalid_utf8: u64,
+    /// Entropy in nats of the distribution of single tokens in the training text: the loss of a model that has learnt
+    /// nothing but how frequent each token is.
+    pub unigram_entropy: f64,
+    /// For training.
+    pub train: SplitManifest,
+    /// Held out.
+    pub eval: SplitManifest,
+}
+
+/// One input file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputRecord {
+    /// As found.
+    pub path: PathBuf,
+    /// On disk.
+    pub bytes: u64,
+}
+
+/// The shards of one split.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SplitManifest {
+    /// Documents with text.
+    pub documents: u64,
+    /// Sequences of all shards.
+    pub sequences: u64,
+    /// Tokens of all shards, special ones included.
+    pub tokens: u64,
+    /// Tokens of the longest sequence.
+    pub longest: usize,
+    /// How long sequences are.
+    pub lengths: Lengths,
+    /// In order.
+    pub shards: Vec<ShardEntry>,
+}
+
+/// One shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardEntry {
+    /// Name in the data folder.
+    pub file: String,
+    /// Sequences in it.
+    pub sequences: u64,
+    /// Tokens in it.
+    pub tokens: u64,
+    /// Size of the file.
+    pub bytes: u64,
+    /// XXH3 of its header, which holds the XXH3 of the rest; hexadecimal.
+    pub xxh3: String,
+}
+
+/// A histogram of sequence lengths.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lengths {
+    /// Width of a bin.
+    pub width: usize,
+    /// Sequences of `i * width + 1` to `(i + 1) * width` tokens.
+    pub counts: Vec<u64>,
+}
+
+impl Lengths {
+    /// Up to 32 bins for sequences up to `max_seq_length` tokens.
+    pub fn new(max_seq_length: usize) -> Self {
+        let width = max_seq_length.div_ceil(32).max(1);
+        Self { width, counts: vec![0; max_seq_length.div_ceil(width)] }
+    }
+
+    pub(super) fn add(&mut self, length: usize) {
+        self.counts[(length - 1) / self.width] += 1;
+    }
+}
+
+impl Manifest {
+    /// A manifest with nothing in it yet.
+    pub(crate) fn new(options: &PrepareConfig, inputs: Vec<InputRecord>) -> Self {
+        Self {
+            checksum: "0".repeat(CHECKSUM_DIGITS),
+            version: MANIFEST_VERSION,
+            tool_version: env!("CARGO_PKG_VERSION").into(),
+            vocab_size: 0,
+            vocab_sha256: String::new(),
+            options: options.clone(),
+            inputs,
+            documents: 0,
+            invalid_utf8: 0,
+            unigram_entropy: 0.0,
+            train: SplitManifest::default(),
+            eval: SplitManifest::default(),
+        }
+    }
+
+    /// Reads and verifies the manifest of a data folder.
+    ///
+    /// # Errors
+    /// No manifest, another version, or a text that is not as it was written.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let path = dir.join(MANIFEST);
+        let text = std::fs::read_to_string(&path).during("cannot read the data's manifest", &path)?;
+        let bad = |what: String| Error::file(&path, format!("{what}; prepare the data again"));
+        let rest = text.strip_prefix(CHECKSUM_PREFIX).filter(|rest| rest.is_char_boundary(CHECKSUM_DIGITS));
+        let Some((checksum, rest)) = rest.map(|rest| rest.split_at(CHECKSUM_DIGITS)) else {
+            return Err(bad("checksum: missing where a manifest begins".into()));
+        };
+        let want = format!("{:016x}", xxh3_64(rest.as_bytes()));
+        if checksum != want {
+            let found = checksum.escape_default();
+            return Err(bad(format!("checksum: {found}, the text has {want}: damaged or edited by hand")));
+        }
+        /// The one field that every version has.
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let version = serde_json::from_str::<Version>(&text).map_err(|e| bad(e.to_string()))?.version;
+        if version != MANIFEST_VERSION {
+            return Err(bad(format!("version: {version}, this program reads {MANIFEST_VERSION}")));
+        }
+        let manifest: Self = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
+        manifest.check().map_err(bad)?;
+        Ok(manifest)
+    }
+
+    /// Writes the manifest into a data folder and has it on disk.
+    pub(crate) fn save(&mut self, dir: &Path) -> Result<()> {
+        let path = dir.join(MANIFEST);
+        let text = |manifest: &Self| {
+            serde_json::to_string_pretty(manifest).map(|text| text + "\n").map_err(|e| {
+                Error::file(&path, format!("cannot write as JSON: {e}; use paths that are UTF-8"))
+            })
+        };
+        self.checksum =
+            format!("{:016x}", xxh3_64(&text(self)?.as_bytes()[CHECKSUM_PREFIX.len() + CHECKSUM_DIGITS..]));
+        std::fs::write(&path, text(self)?).during("cannot write", &path)?;
+        std::fs::File::open(&path).and_then(|file| file.sync_all()).during("cannot write", &path)
+    }
+
+    fn check(&self) -> std::result::Result<(), String> {
+        let longest = self.options.max_seq_length;
+        if !(8..=usize::from(u16::MAX)).contains(&longest) {
+            return Err(format!("options.max_seq_length: {longest}, expected 8 to {}", u16::MAX));
+        }
+        for (name, split) in [("train", &self.train), ("eval", &self.eval)] {
+            let sum = |count: fn(&ShardEntry) -> u64| {
+                split.shards.iter().try_fold(0u64, |sum, shard| sum.checked_add(count(shard)))
+            };
+            if sum(|s| s.sequences) != Some(split.sequences) || sum(|s| s.tokens) != Some(split.tokens) {
+                let (sequences, tokens) = (split.sequences, split.tokens);
+                return Err(format!(
+                    "{name}: {sequences} sequences and {tokens} tokens are not the sums over its shards"
+                ));
+            }
+            for shard in &split.shards {
+                let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+                if shard.file.is_empty() || shard.file.starts_with('.') || !shard.file.chars().all(plain) {
+                    return Err(format!(
+                        "{name}.shards: `{}` is not a file name",
+                        shard.file.escape_default()
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}

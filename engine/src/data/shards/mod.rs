@@ -1,0 +1,15 @@
+//! Prepared data: `manifest.json`, `vocab.txt` and shards of sequences, memory-mapped and read in place.
+
+mod dataset;
+mod format;
+mod manifest;
+mod shard;
+mod writer;
+
+pub use dataset::{Dataset, SplitName};
+pub use manifest::{InputRecord, Lengths, MANIFEST, Manifest, ShardEntry, SplitManifest, VOCAB};
+pub use shard::{SequenceRef, StaticMask, Tokens};
+pub(crate) use writer::{Columns, SplitWriter};
+
+#[cfg(test)]
+mod tests;

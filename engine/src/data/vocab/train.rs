@@ -1,0 +1,234 @@
+//! Trains a WordPiece vocabulary, by the crate `tokenizers`, on word counts gathered in one pass.
+
+use super::{SPECIAL_TOKENS, Vocab};
+use crate::config::PrepareConfig;
+use crate::data::input::{Block, Blocks, InputFile, Reader};
+use crate::data::pipeline::ordered;
+use crate::data::prepare::{BUDGET, Phase, PrepareProgress, document_text};
+use crate::data::tokenize::{PieceHasher, cut, for_each_word, is_separator};
+use crate::error::{Error, Result};
+use std::collections::{BTreeSet, HashMap};
+use std::hash::BuildHasherDefault;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use tokenizers::AddedToken;
+use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
+
+/// Sizes that can be asked for.
+const SIZES: std::ops::RangeInclusive<usize> = 100..=1_000_000;
+/// Most characters of the alphabet, as in Hugging Face's BERT trainer; a quarter of a small vocabulary.
+const ALPHABET: usize = 1000;
+/// A pair is merged only if it occurs this often.
+const MIN_FREQUENCY: u64 = 2;
+/// WordPiece makes longer words [UNK].
+const LONGEST_WORD: usize = 100;
+/// When more distinct words are counted, the rarest are forgotten (about 200 MB).
+const MOST_COUNTED: usize = 2 << 20;
+/// The most frequent words that are trained on; the trainer takes about 600 bytes a word.
+const MOST_TRAINED: usize = 1 << 19;
+
+type Counts = HashMap<String, u64, BuildHasherDefault<PieceHasher>>;
+
+/// Trains a vocabulary of at most `size` tokens on the input: the special tokens, single characters, then what merges
+/// of frequent pairs give. The same input gives the same vocabulary. `scratch` is a folder for compressed Parquet.
+pub(crate) fn train_files(
+    files: &[InputFile],
+    config: &PrepareConfig,
+    size: usize,
+    scratch: &Path,
+    threads: usize,
+    progress: &(dyn Fn(&PrepareProgress) + Sync),
+) -> Result<Vocab> {
+    if !SIZES.contains(&size) {
+        let what = format!("{size}, expected {} to {}", SIZES.start(), SIZES.end());
+        return Err(Error::config("prepare.train_vocab", what));
+    }
+    let counts = count_words(files, config, scratch, threads, progress)?;
+    train_counts(counts, size)
+}
+
+/// Trains a vocabulary of at most `size` tokens on words and their counts, as [`crate::data::prepare::prepare`] does on
+/// the words of its input. Words are taken as they are, so they should be normalized as BERT does.
+pub fn train(words: impl IntoIterator<Item = (String, u64)>, size: usize) -> Result<Vocab> {
+    let mut counts = Counts::default();
+    for (word, count) in words {
+        *counts.entry(word).or_default() += count;
+    }
+    train_counts(counts, size)
+}
+
+fn count_words(
+    files: &[InputFile],
+    config: &PrepareConfig,
+    scratch: &Path,
+    threads: usize,
+    progress: &(dyn Fn(&PrepareProgress) + Sync),
+) -> Result<Counts> {
+    let bytes_read = &AtomicU64::new(0);
+    let reader = Reader { files, split: config.split, bytes_read, scratch };
+    let mut done = PrepareProgress::new(Phase::Vocabulary, files);
+    let mut counts = Counts::default();
+    ordered(
+        threads,
+        BUDGET / 4,
+        |emit| {
+            let mut blocks = Blocks::new(
+                || bytes_read.load(Relaxed),
+                |block: Block| {
+                    let cost = block.bytes.len();
+                    emit(block, cost)
+                },
+            );
+            reader.read(&mut |piece| blocks.add(&piece, false))?;
+            blocks.finish()
+        },
+        || |block| count_block(&block, files),
+        |(block_counts, documents, bytes): (Counts, u64, u64)| {
+            for (word, count) in block_counts {
+                *counts.entry(word).or_default() += count;
+            }
+            forget_rare(&mut counts, MOST_COUNTED);
+            done.documents += documents;
+            done.bytes_read = bytes;
+            progress(&done);
+            Ok(())
+        },
+    )?;
+    Ok(counts)
+}
+
+fn count_block(block: &Block, files: &[InputFile]) -> Result<(Counts, u64, u64)> {
+    let mut chunks: HashMap<String, u64, BuildHasherDefault<PieceHasher>> = HashMap::default();
+    let mut documents = 0;
+    for document in &block.documents {
+        let (text, _) = document_text(document, &block.bytes, files)?;
+        documents += u64::from(document.first);
+        for chunk in text.split(is_separator).filter(|chunk| !chunk.is_empty()) {
+            match chunks.get_mut(chunk) {
+                Some(count) => *count += 1,
+                None => drop(chunks.insert(chunk.to_owned(), 1)),
+            }
+        }
+    }
+    let mut words = Counts::default();
+    for (chunk, count) in chunks {
+        let mut rest = chunk.as_str();
+        while !rest.is_empty() {
+            let (head, tail) = rest.split_at(cut(rest));
+            for_each_word(head, |word| {
+                if word.chars().nth(LONGEST_WORD).is_none() {
+                    *words.entry(word.to_owned()).or_default() += count;
+                }
+            });
+            rest = tail;
+        }
+    }
+    Ok((words, documents, block.bytes_read))
+}
+
+/// Forgets words of the lowest counts until at most half of `most` are left, if there are more than `most`.
+fn forget_rare(counts: &mut Counts, most: usize) {
+    if counts.len() > most {
+        let mut sorted: Vec<u64> = counts.values().copied().collect();
+        sorted.sort_unstable_by(|a, b| b.cmp(a));
+        let least = sorted[most / 2];
+        counts.retain(|_, count| *count > least);
+    }
+}
+
+fn train_counts(counts: Counts, size: usize) -> Result<Vocab> {
+    let mut words: Vec<(String, u64)> = counts.into_iter().filter(|(word, _)| !word.is_empty()).collect();
+    words.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    let alphabet = alphabet(&words, ALPHABET.min(size / 4));
+    words.retain(|(word, _)| word.chars().all(|c| alphabet.contains(&c)));
+    words.truncate(MOST_TRAINED);
+    if words.is_empty() {
+        return Err(Error::config("prepare.train_vocab", "the input holds no word to train a vocabulary on"));
+    }
+    // The trainer adds up counts in i32.
+    let total =
+        |words: &[(String, u64)]| words.iter().map(|(w, n)| w.len() as u128 * u128::from(*n)).sum::<u128>();
+    while total(&words) > i32::MAX as u128 {
+        words.iter_mut().for_each(|(_, count)| *count = count.div_ceil(2));
+    }
+    // The trainer numbers `##c` in the order of a hash table, and breaks ties by number: numbered here first, they and
+    // all that follows are the same in every run.
+    let inner: BTreeSet<char> = words.iter().flat_map(|(word, _)| word.chars().skip(1)).collect();
+    let first = SPECIAL_TOKENS.map(String::from).into_iter();
+    let singles = alphabet.iter().map(char::to_string).chain(inner.iter().map(|c| format!("##{c}")));
+    let trainer = BpeTrainerBuilder::new()
+        .show_progress(false)
+        .min_frequency(MIN_FREQUENCY)
+        .vocab_size(size)
+        .continuing_subword_prefix("##".into())
+        .special_tokens(first.chain(singles).map(|token| AddedToken::from(token, true)).collect())
+        .build();
+    let mut model = BPE::default();
+    trainer
+        .do_train(&words.into_iter().map(|(word, count)| (word.into(), count)).collect(), &mut model)
+        .map_err(|e| Error::config("prepare.train_vocab", e.to_string()))?;
+    let mut tokens: Vec<(u32, String)> =
+        model.get_vocab().into_iter().map(|(token, id)| (id, token)).collect();
+    tokens.sort_unstable();
+    Vocab::from_tokens(tokens.into_iter().map(|(_, token)| token).collect())
+}
+
+/// The most frequent characters.
+fn alphabet(words: &[(String, u64)], most: usize) -> BTreeSet<char> {
+    let mut counts: HashMap<char, u64> = HashMap::new();
+    for (word, count) in words {
+        for c in word.chars() {
+            *counts.entry(c).or_default() += count;
+        }
+    }
+    let mut sorted: Vec<(char, u64)> = counts.into_iter().collect();
+    sorted.sort_unstable_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
+    sorted.into_iter().take(most).map(|(c, _)| c).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Many ties: all counts are small.
+    fn words() -> Vec<(String, u64)> {
+        let mut stream = kernels::philox::Stream::new(1, 0, 9);
+        (0..3000)
+            .map(|_| {
+                let word =
+                    (0..stream.range(1, 9)).map(|_| char::from(b'a' + stream.below(26) as u8)).collect();
+                (word, u64::from(stream.range(1, 4)))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_same_words_give_the_same_vocabulary() {
+        let first = train(words(), 800).unwrap();
+        assert_eq!(first.len(), 800);
+        assert_eq!(first.tokens()[..5], SPECIAL_TOKENS);
+        for _ in 0..10 {
+            let mut shuffled = words();
+            shuffled.reverse();
+            assert_eq!(train(shuffled, 800).unwrap().sha256(), first.sha256());
+        }
+    }
+
+    #[test]
+    fn frequent_words_become_tokens_and_counts_beyond_i32_do_not_overflow() {
+        let counts =
+            [("whale", 3_000_000_000u64), ("whales", 2_000_000_000), ("ship", 1_500_000_000), ("sh", 5)];
+        let vocab = train(counts.map(|(w, n)| (w.to_owned(), n)), 100).unwrap();
+        for token in ["whale", "ship", "##s", "w"] {
+            assert!(vocab.id(token).is_some(), "{token} in {:?}", vocab.tokens());
+        }
+        assert!(train([], 100).is_err());
+    }
+
+    #[test]
+    fn rare_words_are_forgotten_first() {
+        let mut counts: Counts = (0..100u64).map(|i| (i.to_string(), i)).collect();
+        forget_rare(&mut counts, 60);
+        assert!(counts.len() <= 30 && counts.contains_key("99") && !counts.contains_key("5"));
+    }
+}
