@@ -85,7 +85,12 @@ pub struct PrepareArgs {
     #[arg(long, required = true, num_args = 1.., value_name = "PATH")]
     pub input: Vec<PathBuf>,
     /// WordPiece vocabulary, one token a line [default: none, --train-vocab instead]
-    #[arg(long, value_name = "FILE", required_unless_present = "train_vocab", conflicts_with = "train_vocab")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "train_vocab",
+        conflicts_with = "train_vocab"
+    )]
     pub vocab: Option<PathBuf>,
     /// Train a WordPiece vocabulary of N tokens on the input [default: none, --vocab instead]
     #[arg(long, value_name = "N")]
@@ -307,7 +312,8 @@ mod tests {
     #[test]
     fn the_defaults_of_prepare_are_those_of_the_configuration() {
         let cli =
-            Cli::try_parse_from(["launcher", "prepare", "--input", "a", "b", "--vocab", "v", "--out", "o"]).unwrap();
+            Cli::try_parse_from(["launcher", "prepare", "--input", "a", "b", "--vocab", "v", "--out", "o"])
+                .unwrap();
         let Some(Command::Prepare(args)) = cli.command else { panic!("not prepare") };
         let input = vec!["a".into(), "b".into()];
         let expected =

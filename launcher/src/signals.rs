@@ -18,8 +18,7 @@ static TRAINING: AtomicBool = AtomicBool::new(false);
 pub fn watch() -> anyhow::Result<()> {
     let ignored = ignored();
     let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&n| ignored & (1 << (n - 1)) == 0);
-    let mut signals = Signals::new(wanted)
-        .map_err(|e| anyhow::anyhow!("cannot watch for signals: {e}"))?;
+    let mut signals = Signals::new(wanted).map_err(|e| anyhow::anyhow!("cannot watch for signals: {e}"))?;
     std::thread::spawn(move || {
         for number in signals.forever() {
             if !TRAINING.load(Ordering::SeqCst) || STOP.swap(number, Ordering::SeqCst) != 0 {

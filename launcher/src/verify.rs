@@ -35,7 +35,9 @@ fn compare(file: &Path, precision: Precision) -> anyhow::Result<Vec<VerifyLine>>
     Ok(match precision {
         Precision::F64 => engine::verify::run(&Cpu::<f64>::new, file, Limits::F64)?,
         Precision::F32 => engine::verify::run(&Cpu::<f32>::new, file, Limits::F32)?,
-        Precision::Bf16 => anyhow::bail!("--precision bf16: the CPU computes in f64 or f32; choose one of them"),
+        Precision::Bf16 => {
+            anyhow::bail!("--precision bf16: the CPU computes in f64 or f32; choose one of them")
+        }
     })
 }
 

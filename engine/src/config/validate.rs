@@ -169,7 +169,6 @@ impl PrepareConfig {
     }
 
     fn check(&self) -> Result<()> {
-        
         within("data.prepare.max_seq_length", self.max_seq_length, MIN_SEQ_LENGTH..=MAX_SEQ_LENGTH)?;
         within("data.prepare.dupe_factor", self.dupe_factor, 1..=65_535)?;
         within("data.prepare.max_predictions", self.max_predictions, 1..=MAX_SEQ_LENGTH)?;
@@ -227,14 +226,18 @@ impl TrainConfig {
                     let next = sequences.next_multiple_of(parts);
                     return wrong(
                         "train.batch_sequences",
-                        format!("{sequences} is not divisible by train.accumulation = {parts}; the next multiple is {next}"),
+                        format!(
+                            "{sequences} is not divisible by train.accumulation = {parts}; the next multiple is {next}"
+                        ),
                     );
                 }
             }
             (sequences, tokens) => {
                 return wrong(
                     "train.batch_tokens",
-                    format!("{tokens} is given beside train.batch_sequences = {sequences}; set one of the two to 0"),
+                    format!(
+                        "{tokens} is given beside train.batch_sequences = {sequences}; set one of the two to 0"
+                    ),
                 );
             }
         }
