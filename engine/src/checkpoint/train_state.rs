@@ -42,6 +42,8 @@ pub struct TrainState {
     pub data_hash: String,
     /// Best MLM accuracy of an evaluation so far.
     pub best_accuracy: Option<f64>,
+    /// The step of that evaluation.
+    pub best_step: Option<u64>,
     /// Seconds spent in training, earlier processes of the run included.
     pub train_seconds: f64,
 }

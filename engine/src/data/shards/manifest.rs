@@ -162,6 +162,13 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// Of what training reads: the vocabulary and the shards' contents; hexadecimal.
+    pub fn data_hash(&self) -> String {
+        let shards = self.train.shards.iter().chain(&self.eval.shards);
+        let text = shards.fold(self.vocab_sha256.clone(), |text, shard| text + " " + &shard.xxh3);
+        format!("{:016x}", xxh3_64(text.as_bytes()))
+    }
+
     /// Writes the manifest into a data folder and has it on disk.
     pub(crate) fn save(&mut self, dir: &Path) -> Result<()> {
         let path = dir.join(MANIFEST);

@@ -1,0 +1,175 @@
+//! What a run writes: metrics, the MLLOG file, checkpoints, the exported model, the report.
+
+use super::setup::Setup;
+use crate::Result;
+use crate::checkpoint::{self, TrainState, hf};
+use crate::config::{Config, OptimizerKind};
+use crate::data::shards::VOCAB;
+use crate::metrics::{EvalRecord, MetricsLog, TrainRecord};
+use crate::mllog::{MlLog, keys};
+use crate::report::{self, ReportSummary};
+use kernels::Backend;
+
+/// The open files of a run.
+pub struct Artifacts {
+    metrics: MetricsLog,
+    mllog: MlLog,
+    /// Newest records of this process.
+    last_train: Option<TrainRecord>,
+    pub last_eval: Option<EvalRecord>,
+}
+
+impl Artifacts {
+    pub fn open<B: Backend>(setup: &Setup<B>, mut mllog: MlLog) -> Result<Self> {
+        let resume_step = setup.resumed.then_some(setup.state.step);
+        let metrics = MetricsLog::open(&setup.config.train.run, resume_step)?;
+        log_settings(&mut mllog, setup)?;
+        Ok(Self { metrics, mllog, last_train: None, last_eval: None })
+    }
+
+    /// Initialization is over; the clock of time-to-train starts.
+    pub fn run_start(&mut self, state: &TrainState) -> Result<()> {
+        self.mllog.end(keys::INIT_STOP, (), &[])?;
+        self.mllog.start(keys::RUN_START, (), &[])?;
+        self.mllog.start(keys::BLOCK_START, (), &block(state))
+    }
+
+    pub fn train(&mut self, record: TrainRecord) -> Result<()> {
+        self.metrics.train(&record)?;
+        self.last_train = Some(record);
+        Ok(())
+    }
+
+    pub fn eval_start(&mut self, state: &TrainState) -> Result<()> {
+        self.mllog.start(keys::EVAL_START, (), &[(keys::EPOCH_NUM, state.samples.into())])
+    }
+
+    pub fn eval_stop(&mut self, record: &EvalRecord) -> Result<()> {
+        let epoch = [(keys::EPOCH_NUM, record.samples.into())];
+        self.mllog.point(keys::EVAL_ACCURACY, record.eval_mlm_accuracy, &epoch)?;
+        self.mllog.end(keys::EVAL_STOP, (), &epoch)
+    }
+
+    pub fn evaluated(&mut self, record: EvalRecord) -> Result<()> {
+        self.metrics.eval(&record)?;
+        self.last_eval = Some(record);
+        Ok(())
+    }
+
+    /// Writes a checkpoint and removes those that need not be kept.
+    pub fn checkpoint<B: Backend<Acc = f32>>(&mut self, setup: &Setup<B>) -> Result<()> {
+        let Setup { config, bert, optimizer, state, .. } = setup;
+        let weights = bert.weights()?;
+        let [m, v] = optimizer.moments(bert.backend())?;
+        checkpoint::save(&config.train.run, state, &config.model, bert.table(), &weights, &m, &v)?;
+        checkpoint::prune(&config.train.run, config.train.keep_checkpoints, state.best_step)
+    }
+
+    pub fn run_stop(&mut self, state: &TrainState, success: bool) -> Result<()> {
+        self.mllog.end(keys::BLOCK_STOP, (), &block(state))?;
+        let status = if success { keys::SUCCESS } else { keys::ABORTED };
+        let metadata = [(keys::STATUS, status.into()), (keys::EPOCH_NUM, state.samples.into())];
+        self.mllog.end(keys::RUN_STOP, (), &metadata)
+    }
+
+    /// Exports the model, writes the report, and says in one line what was reached and where it lies.
+    pub fn export<B: Backend<Acc = f32>>(&mut self, setup: &Setup<B>) -> Result<String> {
+        let Setup { config, bert, state, train, .. } = setup;
+        let run = &config.train.run;
+        let model = run.join("model");
+        hf::export(&model, &config.model, bert.table(), &bert.weights()?, &train.dir().join(VOCAB))?;
+        let entropy = train.manifest().unigram_entropy;
+        let reached = match (&self.last_eval, &self.last_train) {
+            (Some(e), _) => format!(
+                "held-out MLM loss {:.3} (unigram entropy {entropy:.3}), accuracy {:.3}",
+                e.eval_mlm_loss, e.eval_mlm_accuracy
+            ),
+            (None, Some(t)) => format!("MLM loss {:.3} (unigram entropy {entropy:.3})", t.mlm_loss),
+            (None, None) => "nothing left to train".into(),
+        };
+        let outcome = format!("{} steps, {:.0} s of training, {reached}", state.step, state.train_seconds);
+        let report = report::write(
+            run,
+            &ReportSummary {
+                title: format!("Training run {}", run.display()),
+                outcome: outcome.clone(),
+                results: self.results(setup),
+                settings: settings(config),
+                unigram_entropy: Some(entropy),
+                target_accuracy: config.train.target_accuracy,
+            },
+        )?;
+        Ok(format!("done: {outcome}; model in {}, report in {}", model.display(), report.display()))
+    }
+
+    fn results<B: Backend>(&self, setup: &Setup<B>) -> Vec<(String, String)> {
+        let Setup { bert, state, .. } = setup;
+        let mut results = vec![
+            ("device".to_owned(), bert.backend().describe()),
+            ("parameters".to_owned(), bert.table().parameters().to_string()),
+            ("steps".to_owned(), state.step.to_string()),
+            ("sequences".to_owned(), state.samples.to_string()),
+            ("tokens".to_owned(), state.tokens.to_string()),
+            ("seconds of training".to_owned(), format!("{:.1}", state.train_seconds)),
+            ("skipped updates".to_owned(), state.skipped.to_string()),
+        ];
+        if let Some(e) = &self.last_eval {
+            results.push(("held-out MLM loss".to_owned(), format!("{:.4}", e.eval_mlm_loss)));
+            results.push(("held-out perplexity".to_owned(), format!("{:.1}", e.eval_perplexity)));
+            results.push(("held-out MLM accuracy".to_owned(), format!("{:.4}", e.eval_mlm_accuracy)));
+            if let Some(accuracy) = e.eval_nsp_accuracy {
+                results.push(("held-out NSP accuracy".to_owned(), format!("{accuracy:.4}")));
+            }
+        }
+        results
+    }
+}
+
+fn block(state: &TrainState) -> [(&'static str, serde_json::Value); 2] {
+    [(keys::FIRST_EPOCH_NUM, state.samples.into()), (keys::SAMPLES_COUNT, state.samples.into())]
+}
+
+fn log_settings<B: Backend>(log: &mut MlLog, setup: &Setup<B>) -> Result<()> {
+    let Config { train, optimizer, schedule, .. } = &setup.config;
+    let total = if schedule.total_steps > 0 { schedule.total_steps } else { train.steps };
+    log.point(keys::SEED, train.seed, &[])?;
+    if train.batch_sequences > 0 {
+        log.point(keys::GLOBAL_BATCH_SIZE, train.batch_sequences, &[])?;
+    }
+    log.point(keys::GRADIENT_ACCUMULATION_STEPS, train.accumulation, &[])?;
+    log.point(keys::OPT_BASE_LEARNING_RATE, schedule.lr, &[])?;
+    if optimizer.kind == OptimizerKind::Lamb {
+        log.point(keys::OPT_LAMB_EPSILON, optimizer.eps, &[])?;
+        log.point(keys::OPT_LAMB_BETA_1, optimizer.beta1, &[])?;
+        log.point(keys::OPT_LAMB_BETA_2, optimizer.beta2, &[])?;
+        log.point(keys::OPT_LAMB_WEIGHT_DECAY_RATE, optimizer.weight_decay, &[])?;
+    }
+    log.point(keys::OPT_LEARNING_RATE_TRAINING_STEPS, total, &[])?;
+    log.point(keys::OPT_LEARNING_RATE_WARMUP_STEPS, schedule.warmup_steps, &[])?;
+    log.point(keys::NUM_WARMUP_STEPS, schedule.warmup_steps, &[])?;
+    log.point(keys::START_WARMUP_STEP, schedule.start_warmup_step, &[])?;
+    log.point(keys::TRAIN_SAMPLES, setup.train.len(), &[])?;
+    log.point(keys::EVAL_SAMPLES, setup.eval.as_ref().map_or(0, |d| d.len()), &[])
+}
+
+/// The settings that a reader of the report wants to see first.
+fn settings(config: &Config) -> Vec<(String, String)> {
+    let Config { model: m, train: t, optimizer: o, schedule: s, data } = config;
+    let batch = match t.batch_sequences {
+        0 => format!("{} tokens", t.batch_tokens),
+        n => format!("{n} sequences"),
+    };
+    [
+        ("model", format!("{} layers, hidden {}, {} heads", m.layers, m.hidden, m.heads)),
+        ("vocabulary", m.vocab_size.to_string()),
+        ("dropout", format!("{} hidden, {} attention", m.hidden_dropout, m.attention_dropout)),
+        ("data", data.dir.display().to_string()),
+        ("batch", format!("{batch}, {} micro-batches", t.accumulation)),
+        ("steps", t.steps.to_string()),
+        ("seed", t.seed.to_string()),
+        ("optimizer", format!("{:?}, weight decay {}, clip {}", o.kind, o.weight_decay, o.clip_norm)),
+        ("learning rate", format!("{}, {:?}, {} steps of warmup", s.lr, s.kind, s.warmup_steps)),
+    ]
+    .map(|(key, value)| (key.to_owned(), value))
+    .to_vec()
+}

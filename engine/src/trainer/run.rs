@@ -1,0 +1,328 @@
+//! The step loop.
+
+use super::artifacts::Artifacts;
+use super::setup::Setup;
+use super::{Ending, Observer, Options, Outcome, RunInfo, StepProgress};
+use crate::config::OnNonFinite;
+use crate::data::loader::{GlobalBatch, Loader, LoaderConfig, eval_batches};
+use crate::data::shards::Dataset;
+use crate::metrics::{EvalRecord, TrainRecord};
+use crate::mllog::MlLog;
+use crate::model::{Bert, EvalSums, Gradients, LossScale, training_flops};
+use crate::optim::learning_rate;
+use crate::{Error, Result};
+use kernels::Backend;
+use kernels::philox::step_key;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+/// Sequences of one evaluation batch.
+const EVAL_BATCH: usize = 32;
+
+/// Sums since the last line of metrics.
+#[derive(Default)]
+struct Window {
+    tokens: u64,
+    seconds: f64,
+    flops: f64,
+}
+
+/// What one step did.
+struct Step {
+    sums: EvalSums,
+    norm: f64,
+    lr: f64,
+}
+
+impl Step {
+    fn is_finite(&self) -> bool {
+        self.sums.loss().is_finite() && self.norm.is_finite()
+    }
+}
+
+/// A run in progress.
+struct Run<B: Backend> {
+    setup: Setup<B>,
+    grads: Gradients<B>,
+    artifacts: Artifacts,
+    window: Window,
+    /// Steps and their seconds in this process, for the time left.
+    done: (u64, f64),
+}
+
+pub fn run<B: Backend<Acc = f32>>(
+    setup: Setup<B>,
+    mllog: MlLog,
+    options: &Options<'_>,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
+    let mut loader = loader(&setup)?;
+    let artifacts = Artifacts::open(&setup, mllog)?;
+    let grads = setup.bert.gradients()?;
+    observer.started(&info(&setup));
+    let mut run = Run { setup, grads, artifacts, window: Window::default(), done: (0, 0.0) };
+    run.artifacts.run_start(&run.setup.state)?;
+    let ending = run.steps(&mut loader, options, observer)?;
+    drop(loader);
+    run.finish(ending, observer)
+}
+
+fn loader<B: Backend>(setup: &Setup<B>) -> Result<Loader> {
+    let t = &setup.config.train;
+    let config = LoaderConfig {
+        batch_sequences: t.batch_sequences,
+        batch_tokens: t.batch_tokens,
+        accumulation: t.accumulation,
+        seed: t.seed,
+        rank: 0,
+        world: 1,
+        max_positions: setup.config.model.max_positions,
+    };
+    Loader::new(setup.train.clone(), config, setup.state.loader)
+}
+
+fn info<B: Backend>(setup: &Setup<B>) -> RunInfo {
+    let manifest = setup.train.manifest();
+    RunInfo {
+        device: setup.bert.backend().describe(),
+        parameters: setup.bert.table().parameters(),
+        train_sequences: setup.train.len() as u64,
+        train_tokens: setup.train.split().tokens,
+        eval_sequences: setup.eval.as_ref().map_or(0, |d| d.len() as u64),
+        unigram_entropy: manifest.unigram_entropy,
+        first_step: setup.state.step,
+        steps: setup.config.train.steps,
+    }
+}
+
+impl<B: Backend<Acc = f32>> Run<B> {
+    fn steps(
+        &mut self,
+        loader: &mut Loader,
+        options: &Options<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<Ending> {
+        let train = self.setup.config.train.clone();
+        if self.target_reached() {
+            return Ok(Ending::TargetReached);
+        }
+        while self.setup.state.step < train.steps {
+            let signal = options.stop.load(Ordering::Relaxed);
+            if signal != 0 {
+                return Ok(Ending::Stopped(signal));
+            }
+            let started = Instant::now();
+            let global = loader.next()?;
+            let step = self.step(&global)?;
+            self.window.tokens += global.tokens as u64;
+            self.window.flops +=
+                global.micro.iter().map(|b| training_flops(self.setup.bert.config(), b)).sum::<f64>();
+            self.account(&global, &step, started.elapsed().as_secs_f64(), observer)?;
+
+            let due = train.eval_every > 0
+                && self.setup.state.samples / train.eval_every
+                    > (self.setup.state.samples - global.sequences as u64) / train.eval_every;
+            let last = self.setup.state.step == train.steps;
+            let mut improved = false;
+            if due || last {
+                improved = self.evaluate(observer)?;
+            }
+            let reached = self.target_reached();
+            let regular =
+                train.checkpoint_every > 0 && self.setup.state.step.is_multiple_of(train.checkpoint_every);
+            if regular || last || reached || (improved && train.checkpoint_every > 0) {
+                self.artifacts.checkpoint(&self.setup)?;
+            }
+            if reached {
+                return Ok(Ending::TargetReached);
+            }
+        }
+        Ok(Ending::Finished)
+    }
+
+    /// Forward, backward and update of one global batch.
+    fn step(&mut self, global: &GlobalBatch) -> Result<Step> {
+        let Self { setup: Setup { config, bert, optimizer, state, .. }, grads, .. } = self;
+        let key = step_key(config.train.seed, state.step + 1);
+        let lr = learning_rate(&config.schedule, state.step, config.train.steps);
+        bert.clear_sums()?;
+        grads.clear(bert.backend())?;
+        for batch in &global.micro {
+            bert.forward_backward(grads, batch, LossScale::new(global.mlm_total, global.nsp_total), key)?;
+        }
+        let (backend, weights) = bert.weights_mut();
+        optimizer.update(backend, weights, grads.params(), lr, state.updates + 1)?;
+        let mut sums = bert.sums()?;
+        (sums.mlm_count, sums.nsp_count) = (global.mlm_total, global.nsp_total);
+        Ok(Step { sums, norm: optimizer.norm(bert.backend())?, lr })
+    }
+
+    /// Counts the step, and logs it where it is due.
+    fn account(
+        &mut self,
+        global: &GlobalBatch,
+        step: &Step,
+        seconds: f64,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        if !step.is_finite() {
+            self.non_finite(step, observer)?;
+        }
+        let state = &mut self.setup.state;
+        state.step += 1;
+        if step.norm.is_finite() {
+            state.updates += 1;
+        } else {
+            state.skipped += 1;
+        }
+        state.samples += global.sequences as u64;
+        state.tokens += global.tokens as u64;
+        state.loader = global.state_after;
+        state.train_seconds += seconds;
+        self.window.seconds += seconds;
+        self.done.0 += 1;
+        self.done.1 += seconds;
+
+        let train = &self.setup.config.train;
+        let logged = state.step.is_multiple_of(train.log_every) || state.step == train.steps;
+        let labelled = step.sums.nsp_count > 0;
+        let record = TrainRecord {
+            step: state.step,
+            loss: step.sums.loss(),
+            mlm_loss: step.sums.mlm_mean(),
+            nsp_loss: labelled.then(|| step.sums.nsp_mean()),
+            mlm_accuracy: step.sums.mlm_accuracy(),
+            nsp_accuracy: labelled.then(|| step.sums.nsp_accuracy()),
+            lr: step.lr,
+            grad_norm: step.norm,
+            tokens_per_second: self.window.tokens as f64 / self.window.seconds,
+            samples: state.samples,
+            seconds: state.train_seconds,
+            model_tflops: self.window.flops / self.window.seconds / 1e12,
+            skipped: state.skipped,
+        };
+        let progress = StepProgress {
+            step: state.step,
+            total: train.steps,
+            seconds_left: (train.steps - state.step) as f64 * self.done.1 / self.done.0 as f64,
+            logged,
+        };
+        observer.step(&record, &progress);
+        if logged {
+            self.artifacts.train(record)?;
+            self.window = Window::default();
+        }
+        Ok(())
+    }
+
+    /// Says which tensor is not finite, and ends the run unless it is to skip such steps.
+    fn non_finite(&self, step: &Step, observer: &mut dyn Observer) -> Result<()> {
+        let Setup { config, bert, state, .. } = &self.setup;
+        let grads = self.grads.download(bert.backend())?;
+        let culprit = bert
+            .table()
+            .tensors
+            .iter()
+            .find(|t| grads[t.range()].iter().any(|g| !g.is_finite()))
+            .map_or("the loss".to_owned(), |t| format!("the gradient of {}", t.name));
+        let what = format!(
+            "step {}: {culprit} is not finite (loss {}, gradient norm {}, learning rate {:e})",
+            state.step + 1,
+            step.sums.loss(),
+            step.norm,
+            step.lr
+        );
+        match config.train.on_nonfinite {
+            OnNonFinite::Skip => {
+                observer.message(&format!("{what}; the update is skipped"));
+                Ok(())
+            }
+            OnNonFinite::Stop => Err(Error::Training(format!(
+                "{what}; the last good checkpoint is kept in {}: resume with a lower schedule.lr, or with \
+                 train.on_nonfinite = \"skip\"",
+                config.train.run.join("checkpoints").display()
+            ))),
+        }
+    }
+
+    /// Evaluates on the held-out text; tells whether the accuracy is the best so far.
+    fn evaluate(&mut self, observer: &mut dyn Observer) -> Result<bool> {
+        let Some(record) = self.measure()? else { return Ok(false) };
+        observer.evaluated(&record);
+        let (state, accuracy) = (&mut self.setup.state, record.eval_mlm_accuracy);
+        let improved = state.best_accuracy.is_none_or(|best| accuracy > best);
+        if improved {
+            (state.best_accuracy, state.best_step) = (Some(accuracy), Some(state.step));
+        }
+        self.artifacts.evaluated(record)?;
+        Ok(improved)
+    }
+
+    fn measure(&mut self) -> Result<Option<EvalRecord>> {
+        let Setup { config, bert, eval, state, .. } = &mut self.setup;
+        let Some(dataset) = eval else { return Ok(None) };
+        let started = Instant::now();
+        self.artifacts.eval_start(state)?;
+        let (sums, sequences) = evaluate(bert, dataset, config.train.eval_sequences)?;
+        let labelled = sums.nsp_count > 0;
+        let record = EvalRecord {
+            step: state.step,
+            samples: state.samples,
+            eval_loss: sums.loss(),
+            eval_mlm_loss: sums.mlm_mean(),
+            eval_mlm_accuracy: sums.mlm_accuracy(),
+            eval_nsp_loss: labelled.then(|| sums.nsp_mean()),
+            eval_nsp_accuracy: labelled.then(|| sums.nsp_accuracy()),
+            eval_perplexity: sums.mlm_mean().exp(),
+            eval_sequences: sequences,
+            eval_seconds: started.elapsed().as_secs_f64(),
+        };
+        self.artifacts.eval_stop(&record)?;
+        Ok(Some(record))
+    }
+
+    fn target_reached(&self) -> bool {
+        let best = self.setup.state.best_accuracy;
+        self.setup.config.train.target_accuracy.is_some_and(|target| best.is_some_and(|b| b >= target))
+    }
+
+    fn finish(mut self, ending: Ending, observer: &mut dyn Observer) -> Result<Outcome> {
+        if let Ending::Stopped(signal) = ending {
+            self.artifacts.checkpoint(&self.setup)?;
+            self.artifacts.run_stop(&self.setup.state, false)?;
+            let (run, step) = (&self.setup.config.train.run, self.setup.state.step);
+            let summary = format!(
+                "stopped by signal {signal} after step {step}; checkpoint in {}, go on with --resume",
+                run.join("checkpoints").display()
+            );
+            return Ok(Outcome { ending, run: run.clone(), summary });
+        }
+        // The last evaluation is not in memory where the run had already ended before this process.
+        if self.artifacts.last_eval.is_none() {
+            let record = self.measure()?;
+            if let Some(record) = &record {
+                observer.evaluated(record);
+            }
+            self.artifacts.last_eval = record;
+        }
+        let success = ending == Ending::TargetReached || self.setup.config.train.target_accuracy.is_none();
+        self.artifacts.run_stop(&self.setup.state, success)?;
+        let summary = self.artifacts.export(&self.setup)?;
+        Ok(Outcome { ending, run: self.setup.config.train.run.clone(), summary })
+    }
+}
+
+/// Sums over `sequences` held-out sequences (0: all), with the same masks each time; and how many they were.
+pub(crate) fn evaluate<B: Backend>(
+    bert: &mut Bert<B>,
+    dataset: &Dataset,
+    sequences: usize,
+) -> Result<(EvalSums, u64)> {
+    let (mut sums, mut count) = (EvalSums::default(), 0);
+    for batch in eval_batches(dataset, sequences, EVAL_BATCH, bert.config().max_positions) {
+        let batch = batch?;
+        sums.add(&bert.evaluate(&batch)?);
+        count += batch.sequences() as u64;
+    }
+    Ok((sums, count))
+}

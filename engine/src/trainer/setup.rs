@@ -1,0 +1,254 @@
+//! From a configuration to everything the loop needs: data, model, optimizer, the state to go on from.
+
+use super::{Observer, Options};
+use crate::checkpoint::{self, TrainState, hf};
+use crate::config::{Config, PrepareConfig};
+use crate::data::prepare;
+use crate::data::shards::{Dataset, MANIFEST, Manifest, SplitName};
+use crate::error::During;
+use crate::mllog::{MlLog, keys};
+use crate::model::Bert;
+use crate::optim::Optimizer;
+use crate::{Error, Result};
+use kernels::Backend;
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+/// The resolved configuration in a run folder.
+pub const CONFIG_FILE: &str = "config.toml";
+
+/// Ready to train.
+pub struct Setup<B: Backend> {
+    /// Resolved: nothing is left to the data or to defaults.
+    pub config: Config,
+    pub train: Arc<Dataset>,
+    /// None where no text is held out.
+    pub eval: Option<Dataset>,
+    pub bert: Bert<B>,
+    pub optimizer: Optimizer<B>,
+    pub state: TrainState,
+    /// Whether `state` comes from a checkpoint.
+    pub resumed: bool,
+}
+
+pub fn prepare<B: Backend<Acc = f32>>(
+    backend: B,
+    config: &Config,
+    options: &Options<'_>,
+    observer: &mut dyn Observer,
+) -> Result<(Setup<B>, MlLog)> {
+    let mut config = config.clone();
+    prepare_data(&config, observer)?;
+    let train = Arc::new(Dataset::open(&config.data.dir, SplitName::Train)?);
+    if train.is_empty() {
+        return Err(Error::file(&config.data.dir, "holds no training sequence; prepare more text"));
+    }
+    let eval = Some(Dataset::open(&config.data.dir, SplitName::Eval)?).filter(|d| !d.is_empty());
+    if eval.is_none() && config.train.target_accuracy.is_some() {
+        return Err(Error::config(
+            "train.target_accuracy",
+            format!(
+                "{} holds no evaluation sequences to reach it on; prepare with --eval-fraction above 0",
+                config.data.dir.display()
+            ),
+        ));
+    }
+    let start = resolve_model(&mut config, train.manifest(), observer)?;
+    claim_run_folder(&config, options.resume)?;
+    let mut mllog = MlLog::open(&config.train.run, options.resume)?;
+    mllog.start(keys::INIT_START, (), &[])?;
+
+    let mut bert = Bert::new(backend, &config.model)?;
+    let mut optimizer = Optimizer::new(bert.backend(), bert.table(), &config.optimizer)?;
+    let found = if options.resume {
+        let mut warn = |line: String| observer.message(&line);
+        checkpoint::latest(&config.train.run, &config.model, bert.table(), &mut warn)?
+    } else {
+        None
+    };
+    let (config_hash, data_hash) = (config.hash(), train.manifest().data_hash());
+    let resumed = found.is_some();
+    let state = match found {
+        Some(found) => {
+            if found.state.data_hash != data_hash {
+                return Err(Error::file(
+                    &config.data.dir,
+                    format!(
+                        "is other data than the run in {} was trained on; give that data, or start another run \
+                         with --run",
+                        config.train.run.display()
+                    ),
+                ));
+            }
+            bert.load_weights(&found.weights)?;
+            optimizer.load_moments(bert.backend(), &found.m, &found.v)?;
+            observer.message(&format!("resumed from {}", found.path.display()));
+            found.state
+        }
+        None => {
+            if options.resume {
+                let run = config.train.run.display();
+                observer.message(&format!("{run} holds no checkpoint yet: starting from the beginning"));
+            }
+            match start {
+                Some(weights) => bert.load_weights(&weights)?,
+                None => bert.init(config.train.seed)?,
+            }
+            TrainState { seed: config.train.seed, config_hash, data_hash, ..TrainState::default() }
+        }
+    };
+    Ok((Setup { config, train, eval, bert, optimizer, state, resumed }, mllog))
+}
+
+/// Prepares the shards if the folder holds none, and checks that they are those that the configuration describes.
+fn prepare_data(config: &Config, observer: &mut dyn Observer) -> Result<()> {
+    let (dir, wanted) = (&config.data.dir, &config.data.prepare);
+    if dir.join(MANIFEST).exists() {
+        if wanted.input.is_empty() {
+            return Ok(());
+        }
+        let manifest = Manifest::load(dir)?;
+        return match prepared_differently(&manifest.options, wanted) {
+            None => Ok(()),
+            Some((key, was, is)) => Err(Error::config(
+                format!("data.prepare.{key}"),
+                format!(
+                    "is {is}, but {} was prepared with {was}; choose another data.dir (--data), or remove that \
+                     folder to prepare it anew",
+                    dir.display()
+                ),
+            )),
+        };
+    }
+    if wanted.input.is_empty() {
+        return Err(Error::config(
+            "data.dir",
+            format!(
+                "{} holds no {}; make it with `launcher prepare --input TEXT --vocab vocab.txt --out {}`, or give \
+                 data.prepare.input",
+                dir.display(),
+                MANIFEST,
+                dir.display()
+            ),
+        ));
+    }
+    let threads = rayon::current_num_threads();
+    let observer = Mutex::new(observer);
+    prepare::prepare(wanted, dir, threads, &|progress| {
+        if let Ok(mut observer) = observer.lock() {
+            observer.preparing(progress);
+        }
+    })?;
+    Ok(())
+}
+
+/// The first option that makes other shards: key, the shards' value, the configuration's.
+fn prepared_differently(
+    was: &PrepareConfig,
+    wanted: &PrepareConfig,
+) -> Option<(&'static str, String, String)> {
+    macro_rules! compare {
+        ($($field:ident),*) => {
+            $(if was.$field != wanted.$field {
+                return Some((stringify!($field), format!("{:?}", was.$field), format!("{:?}", wanted.$field)));
+            })*
+        };
+    }
+    compare!(
+        input,
+        vocab,
+        train_vocab,
+        max_seq_length,
+        split,
+        nsp,
+        masking,
+        dupe_factor,
+        masked_lm_prob,
+        max_predictions,
+        short_seq_prob,
+        eval_fraction,
+        seed
+    );
+    None
+}
+
+/// Fills in the model's vocabulary and, with `init_from`, its sizes and starting weights.
+fn resolve_model(
+    config: &mut Config,
+    manifest: &Manifest,
+    observer: &mut dyn Observer,
+) -> Result<Option<Vec<f32>>> {
+    let vocab = manifest.vocab_size;
+    let model = &mut config.model;
+    let mut start = None;
+    if let Some(dir) = model.init_from.clone() {
+        let imported = hf::import(&dir)?;
+        for name in &imported.missing {
+            observer.message(&format!("{}: no tensor `{name}`: it starts at random", dir.display()));
+        }
+        let (hidden, attention) = (model.hidden_dropout, model.attention_dropout);
+        *model = imported.model;
+        (model.hidden_dropout, model.attention_dropout, model.init_from) = (hidden, attention, Some(dir));
+        start = Some(imported.weights);
+    }
+    if model.vocab_size == 0 {
+        model.vocab_size = vocab;
+    }
+    if model.vocab_size != vocab {
+        return Err(Error::config(
+            "model.vocab_size",
+            format!(
+                "{} differs from the data's vocabulary of {vocab} tokens; leave it out to take the data's, or \
+                 prepare the data with the model's vocabulary",
+                model.vocab_size
+            ),
+        ));
+    }
+    let longest = manifest.train.longest.max(manifest.eval.longest);
+    if longest > model.max_positions {
+        return Err(Error::config(
+            "model.max_positions",
+            format!(
+                "{} is less than the data's sequences of up to {longest} tokens; prepare with --max-seq-length {} \
+                 or raise it",
+                model.max_positions, model.max_positions
+            ),
+        ));
+    }
+    config.validate()?;
+    Ok(start)
+}
+
+/// Makes the run folder, or refuses one that holds another run.
+fn claim_run_folder(config: &Config, resume: bool) -> Result<()> {
+    let run = &config.train.run;
+    fs::create_dir_all(run).during("cannot create the run folder", run)?;
+    let file = run.join(CONFIG_FILE);
+    let used = !checkpoint::list(run)?.is_empty() || run.join("model").exists();
+    if used && !resume {
+        return Err(Error::file(
+            run,
+            "already holds a run; add --resume to go on with it, or choose another folder with --run",
+        ));
+    }
+    if used && file.exists() {
+        let before = Config::load(Some(&file), &[])?;
+        if let Some((key, was, is)) = before.difference(config) {
+            return Err(Error::file(
+                run,
+                format!(
+                    "belongs to a run with {key} = {was}, now {is}; resume with the same configuration, or choose \
+                     another folder with --run"
+                ),
+            ));
+        }
+    }
+    write_config(&file, config)
+}
+
+fn write_config(file: &Path, config: &Config) -> Result<()> {
+    let temporary = file.with_extension("toml.tmp");
+    fs::write(&temporary, config.to_toml()?).during("cannot write", &temporary)?;
+    fs::rename(&temporary, file).during("cannot rename to", file)
+}

@@ -1,0 +1,182 @@
+//! The optimizers against their definitions, one element after another.
+
+use crate::check::*;
+use kernels::backend::*;
+use kernels::cpu::Cpu;
+use kernels::{Backend, Scalar};
+
+const LEN: usize = 40_000;
+
+fn tensors() -> [TensorSpan; 3] {
+    // elements 2..5 and those from 39,000 on belong to no tensor
+    [(0..2, true), (5..17_000, true), (17_000..39_000, false)]
+        .map(|(range, decay)| TensorSpan { range, decay })
+}
+
+fn hyper(update: u64) -> OptimizerHyper {
+    OptimizerHyper {
+        lr: 0.02,
+        beta1: 0.9,
+        beta2: 0.98,
+        eps: 1e-6,
+        weight_decay: 0.1,
+        update,
+        max_norm: 1.5,
+        clip_eps: 1e-6,
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct State {
+    w: Vec<f64>,
+    m: Vec<f64>,
+    v: Vec<f64>,
+}
+
+impl State {
+    fn new() -> Self {
+        let v = noise(LEN, 82).iter().map(|x| x * x).collect();
+        Self { w: noise(LEN, 80), m: noise(LEN, 81), v }
+    }
+
+    /// The definitions, in f64.
+    fn step(&mut self, lamb: bool, grads: &[f64], norm: f64, hyper: &OptimizerHyper) {
+        let OptimizerHyper { lr, beta1, beta2, eps, weight_decay, update, max_norm, clip_eps } = *hyper;
+        let clip = (max_norm / (norm + clip_eps)).min(1.0);
+        for TensorSpan { range, decay } in tensors() {
+            let wd = if decay { weight_decay } else { 0.0 };
+            let mut u = Vec::new();
+            for i in range.clone() {
+                let g = grads[i] * clip;
+                self.m[i] = beta1 * self.m[i] + (1.0 - beta1) * g;
+                self.v[i] = beta2 * self.v[i] + (1.0 - beta2) * g * g;
+                let mh = self.m[i] / (1.0 - beta1.powi(update as i32));
+                let vh = self.v[i] / (1.0 - beta2.powi(update as i32));
+                if lamb {
+                    u.push(mh / (vh.sqrt() + eps) + wd * self.w[i]);
+                } else {
+                    self.w[i] -= lr * wd * self.w[i];
+                    self.w[i] -= lr * mh / (vh.sqrt() + eps);
+                }
+            }
+            if lamb {
+                let norm = |x: &[f64]| x.iter().map(|x| x * x).sum::<f64>().sqrt();
+                let (w, u_norm) = (&mut self.w[range], norm(&u));
+                let zero = norm(w) == 0.0 || u_norm == 0.0;
+                let ratio = if decay && !zero { norm(w) / u_norm } else { 1.0 };
+                w.iter_mut().zip(u).for_each(|(w, u)| *w -= lr * ratio * u);
+            }
+        }
+    }
+
+    fn step_on_cpu<T: Scalar>(&mut self, lamb: bool, grads: &[f64], norm: f64, hyper: OptimizerHyper) {
+        let cpu = Cpu::<T>::new();
+        let mut weights = cpu.weights(LEN).unwrap();
+        cpu.upload_weights(&mut weights, 0, &cast::<T>(&self.w)).unwrap();
+        let (mut m, mut v) = (cast::<T>(&self.m), cast::<T>(&self.v));
+        let (grads, norm, tensors) = (cast::<T>(grads), cast::<T>(&[norm]), tensors());
+        let step = OptimizerStep::<Cpu<T>> {
+            weights: &mut weights,
+            grads: &grads,
+            m: &mut m,
+            v: &mut v,
+            norm: &norm,
+            tensors: &tensors,
+            hyper,
+        };
+        if lamb { cpu.lamb(step) } else { cpu.adamw(step) }.unwrap();
+        let w = wide(<Cpu<T> as Backend>::master(&weights, 0..LEN));
+        *self = Self { w, m: wide(&m), v: wide(&v) };
+    }
+}
+
+fn compare(lamb: bool, zero_tensor: bool) {
+    let [mut want, mut double, mut single] = [State::new(), State::new(), State::new()];
+    for state in [&mut want, &mut double, &mut single] {
+        if zero_tensor {
+            state.w[0..2].fill(0.0);
+        }
+    }
+    for update in 1..=3 {
+        let grads = noise(LEN, 90 + update);
+        let norm = grads.iter().map(|x| x * x).sum::<f64>().sqrt();
+        want.step(lamb, &grads, norm, &hyper(update));
+        double.step_on_cpu::<f64>(lamb, &grads, norm, hyper(update));
+        single.step_on_cpu::<f32>(lamb, &grads, norm, hyper(update));
+    }
+    for (got, bound) in [(double, 1e-13), (single, 2e-6)] {
+        for (got, want) in [(&got.w, &want.w), (&got.m, &want.m), (&got.v, &want.v)] {
+            let largest = want.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+            let error = minus(got, want).iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+            assert!(error <= bound * largest, "lamb {lamb}: {error} of {largest}");
+        }
+        let outside = |i: &usize| (2..5).contains(i) || *i >= 39_000;
+        assert!((0..LEN).filter(outside).all(|i| got.w[i] == want.w[i] && got.m[i] == want.m[i]));
+    }
+}
+
+#[test]
+fn adamw_is_its_definition() {
+    compare(false, false);
+}
+
+#[test]
+fn lamb_is_its_definition() {
+    compare(true, false);
+    compare(true, true);
+}
+
+#[test]
+fn a_norm_that_is_not_finite_changes_nothing() {
+    for (lamb, norm) in [(false, f64::NAN), (true, f64::INFINITY)] {
+        let mut state = State::new();
+        let grads = vec![f64::NAN; LEN];
+        state.step_on_cpu::<f32>(lamb, &grads, norm, hyper(1));
+        let before = State::new();
+        assert!(state.w == before.w && state.m == before.m);
+    }
+}
+
+#[test]
+fn optimizers_do_not_depend_on_threads() {
+    let run = |threads: usize, lamb| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let mut state = State::new();
+        pool.install(|| state.step_on_cpu::<f32>(lamb, &noise(LEN, 91), 3.0, hyper(1)));
+        state
+    };
+    for lamb in [false, true] {
+        let one = run(1, lamb);
+        assert!(run(2, lamb) == one && run(3, lamb) == one);
+    }
+}
+
+fn norm_of<T: Scalar>(grads: &[f64]) -> f64 {
+    let mut norm = poison::<T>(1);
+    Cpu::<T>::new().global_norm(&mut norm, &cast::<T>(grads)).unwrap();
+    norm[0].to_f64()
+}
+
+#[test]
+fn the_norm_is_exact_and_not_finite_for_bad_gradients() {
+    for n in [0, 1, 15, 16_385, 100_000] {
+        let grads = noise(n, 95);
+        let want = grads.iter().map(|x| x * x).sum::<f64>().sqrt();
+        assert!((norm_of::<f64>(&grads) - want).abs() <= 1e-13 * want);
+        assert!((norm_of::<f32>(&grads) - want).abs() <= 6e-8 * want);
+    }
+    // squares beyond f32's range
+    assert_eq!(norm_of::<f32>(&[3e30, 4e30]), f64::from(5e30f32));
+    assert!(norm_of::<f32>(&[1.0, f64::NAN, 2.0]).is_nan());
+    assert_eq!(norm_of::<f32>(&[1.0, f64::NEG_INFINITY]), f64::INFINITY);
+}
+
+#[test]
+fn the_norm_does_not_depend_on_threads() {
+    let grads = noise(300_000, 96);
+    let run = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| norm_of::<f64>(&grads))
+    };
+    assert!(run(1) == run(2) && run(1) == run(3));
+}
