@@ -20,7 +20,9 @@ pub fn run(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     let data = Dataset::open(&args.data, split)?;
     if data.is_empty() {
         let dir = args.data.display();
-        bail!("{dir}: the {name} split holds no sequence; prepare it with an --eval-fraction above 0, or choose the other --split");
+        bail!(
+            "{dir}: the {name} split holds no sequence; prepare it with an --eval-fraction above 0, or choose the other --split"
+        );
     }
     let mut model = Model::load(&args.model)?;
     check(&model, &data)?;
@@ -28,10 +30,11 @@ pub fn run(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     let mut sums = EvalSums::default();
     let mut tokens = 0;
     let positions = model.config.max_positions;
-    let batches = eval_batches(&data, args.sequences, args.batch_sequences, positions)?;
+    let batches = eval_batches(&data, args.sequences, args.batch_sequences, positions);
     let sequences = if args.sequences == 0 { data.len() } else { args.sequences.min(data.len()) };
     let bar = Bar::new(sequences as u64, "sequences");
     for batch in batches {
+        let batch = batch?;
         sums.add(&model.bert.evaluate(&batch)?);
         tokens += batch.token_count();
         bar.advance(batch.sequences() as u64);
@@ -59,18 +62,24 @@ fn check(model: &Model, data: &Dataset) -> anyhow::Result<()> {
     let (theirs, ours) = (data.vocab_size(), model.config.vocab_size);
     // a model's table may be padded, but then its own vocabulary says so
     if theirs > ours || theirs < ours && !model.dir.join(VOCAB).is_file() {
-        bail!("{dir}: prepared with a vocabulary of {theirs} tokens, {folder} has {ours}; prepare it with the model's");
+        bail!(
+            "{dir}: prepared with a vocabulary of {theirs} tokens, {folder} has {ours}; prepare it with the model's"
+        );
     }
     if model.dir.join(VOCAB).is_file() {
         let (theirs, ours) = (data.vocab(), model.vocab()?);
         if theirs.sha256() != ours.sha256() {
             let (theirs, ours) = (&theirs.sha256()[..16], &ours.sha256()[..16]);
-            bail!("{dir}: prepared with another vocabulary (sha256 {theirs}…) than that of {folder} ({ours}…); prepare it with the model's");
+            bail!(
+                "{dir}: prepared with another vocabulary (sha256 {theirs}…) than that of {folder} ({ours}…); prepare it with the model's"
+            );
         }
     }
     let (longest, positions) = (data.longest(), model.config.max_positions);
     if longest > positions {
-        bail!("{dir}: the longest sequence has {longest} tokens, {folder} has {positions} positions; prepare it with --max-seq-length {positions}");
+        bail!(
+            "{dir}: the longest sequence has {longest} tokens, {folder} has {positions} positions; prepare it with --max-seq-length {positions}"
+        );
     }
     if data.manifest().options.nsp && model.config.type_vocab < 2 {
         bail!("{dir}: holds sentence pairs, {folder} has one token type; prepare it with --no-nsp");

@@ -41,13 +41,20 @@ pub fn run(args: &FillMaskArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
 }
 
 /// `[CLS] text [SEP]`, each mask a position to predict.
-fn sequence(text: &str, tokenizer: &mut Tokenizer, vocab: &Vocab, longest: usize) -> anyhow::Result<Sequence> {
+fn sequence(
+    text: &str,
+    tokenizer: &mut Tokenizer,
+    vocab: &Vocab,
+    longest: usize,
+) -> anyhow::Result<Sequence> {
     let mut tokens = vec![vocab.cls];
     tokenizer.encode_with_specials(text, &mut tokens);
     tokens.push(vocab.sep);
     if tokens.len() > longest {
         let length = tokens.len();
-        bail!("the text has {length} tokens with [CLS] and [SEP], the model takes at most {longest}; shorten it");
+        bail!(
+            "the text has {length} tokens with [CLS] and [SEP], the model takes at most {longest}; shorten it"
+        );
     }
     let masks = tokens.iter().enumerate().filter(|&(_, &token)| token == vocab.mask);
     let mlm_positions: Vec<u32> = masks.map(|(i, _)| i as u32).collect();

@@ -4,16 +4,26 @@
 //! to standard error.
 
 pub mod args;
+mod eval;
 mod exit;
+mod fill_mask;
 mod format;
+mod inspect;
 mod logging;
+mod model;
+mod prepare;
+mod progress;
 mod signals;
+mod train;
 mod verify;
 
 use args::{Cli, Command};
 use clap::Parser;
 use std::io::{BufWriter, Write};
 use std::process::ExitCode;
+
+/// What a request for a GPU is answered with.
+const NO_GPU: &str = "this build has no GPU engine yet; use --device cpu";
 
 /// Parses the command line, runs it, and says how it ended.
 pub fn main() -> ExitCode {
@@ -41,4 +51,10 @@ fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<u8> {
         Some(Command::FillMask(args)) => fill_mask::run(args, out),
         Some(Command::Verify(args)) => verify::run(args, out),
     }
+}
+
+/// Starts the threads that all computation shares; 0 is one for each core.
+fn start_threads(threads: usize) -> anyhow::Result<()> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("compute-{i}"));
+    pool.build_global().map_err(|e| anyhow::anyhow!("cannot start {threads} threads: {e}; ask for fewer"))
 }

@@ -38,7 +38,9 @@ impl Model {
         let lacks = |prefix: &str| imported.missing.iter().any(|name| name.starts_with(prefix));
         if lacks("cls.predictions.") {
             let dir = dir.display();
-            bail!("{dir}: {WEIGHTS} has no MLM head (cls.predictions.…); use a model trained with BertForPreTraining");
+            bail!(
+                "{dir}: {WEIGHTS} has no MLM head (cls.predictions.…); use a model trained with BertForPreTraining"
+            );
         }
         let has_nsp = !lacks("bert.pooler.") && !lacks("cls.seq_relationship.");
         let mut bert = Bert::new(Cpu::new(), &imported.model)?;
@@ -58,12 +60,17 @@ impl Model {
     pub fn vocab(&self) -> anyhow::Result<Vocab> {
         let path = self.dir.join(VOCAB);
         if !path.is_file() {
-            bail!("{}: holds no {VOCAB}; name a model folder that has one, or copy it there", self.dir.display());
+            bail!(
+                "{}: holds no {VOCAB}; name a model folder that has one, or copy it there",
+                self.dir.display()
+            );
         }
         let vocab = Vocab::load(&path)?;
         if vocab.len() > self.config.vocab_size {
             let (path, tokens, size) = (path.display(), vocab.len(), self.config.vocab_size);
-            bail!("{path}: has {tokens} tokens, the model {size}; use the vocabulary that the model was trained with");
+            bail!(
+                "{path}: has {tokens} tokens, the model {size}; use the vocabulary that the model was trained with"
+            );
         }
         Ok(vocab)
     }

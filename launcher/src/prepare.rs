@@ -18,6 +18,27 @@ pub fn run(args: &PrepareArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     bar.finish();
     let manifest = result.map_err(as_option)?;
     let seconds = started.elapsed().as_secs_f64();
+
+    let dir = args.out.display();
+    let (train, eval) = (&manifest.train, &manifest.eval);
+    let [sequences, tokens, held_out] =
+        [train.sequences + eval.sequences, train.tokens + eval.tokens, eval.sequences].map(format::count);
+    let documents = format::count(manifest.documents);
+    writeln!(
+        out,
+        "{dir}: {documents} documents, {sequences} sequences ({held_out} held out), {tokens} tokens"
+    )?;
+    if manifest.invalid_utf8 > 0 {
+        let count = format::count(manifest.invalid_utf8);
+        writeln!(out, "{count} stretches of bytes were not UTF-8 and were replaced by U+FFFD")?;
+    }
+    if !bar.has_begun() {
+        writeln!(out, "it was there already, made in the same way")?;
+        return Ok(exit::DONE);
+    }
+    let bytes: u64 = manifest.inputs.iter().map(|input| input.bytes).sum();
+    let (size, rate) = (format::short(bytes as f64), bytes as f64 / seconds / 1e6);
+    writeln!(out, "{size}B of input in {} ({rate:.1} MB/s)", format::duration(seconds))?;
     Ok(exit::DONE)
 }
 

@@ -6,6 +6,7 @@ use crate::{NO_GPU, exit, signals};
 use anyhow::bail;
 use engine::config::{self, Config};
 use engine::trainer::{self, Ending, Options};
+use kernels::cpu::Cpu;
 use std::io::Write;
 use std::path::Path;
 
@@ -20,7 +21,7 @@ pub fn run(args: &TrainArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     signals::watch()?;
     let options = Options { resume: args.resume, stop: &signals::STOP };
     let mut progress = TrainProgress::new();
-    let outcome = trainer::train(&config, &options, &mut progress);
+    let outcome = trainer::train(Cpu::<f32>::new(), &config, &options, &mut progress);
     progress.finish();
     let outcome = outcome?;
     writeln!(out, "{}", outcome.summary)?;
@@ -61,6 +62,8 @@ fn warn_of_short_run(config: &Config) {
     let warmup_end = config.schedule.start_warmup_step + config.schedule.warmup_steps;
     let steps = config.train.steps;
     if i64::try_from(steps).is_ok_and(|steps| steps < warmup_end) {
-        tracing::warn!("the warmup ends at step {warmup_end}, the run at step {steps}: it never reaches schedule.lr");
+        tracing::warn!(
+            "the warmup ends at step {warmup_end}, the run at step {steps}: it never reaches schedule.lr"
+        );
     }
 }

@@ -48,7 +48,9 @@ fn file(path: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
             writeln!(out, "{}: a safetensors file", path.display())?;
             tensors::print_table(path, out)
         }
-        _ => bail!("{}: is not a .safetensors file or a manifest.json; name one, or a folder", path.display()),
+        _ => {
+            bail!("{}: is not a .safetensors file or a manifest.json; name one, or a folder", path.display())
+        }
     }
 }
 

@@ -30,14 +30,23 @@ pub fn print(path: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
             tokens => format!("{} tokens", format::count(tokens as u64)),
         };
         let (steps, seed) = (format::count(config.train.steps), config.train.seed);
-        writeln!(out, "configuration: {steps} steps of {batch}, seed {seed}, data {}", config.data.dir.display())?;
+        writeln!(
+            out,
+            "configuration: {steps} steps of {batch}, seed {seed}, data {}",
+            config.data.dir.display()
+        )?;
     }
     print_metrics(path, out)?;
     for (_, folder) in checkpoint::list(path)? {
         match checkpoint::read_state(&folder) {
             Ok(state) => {
                 let trained = format::duration(state.train_seconds);
-                writeln!(out, "checkpoint: {}, step {}, {trained} of training", folder.display(), state.step)?;
+                writeln!(
+                    out,
+                    "checkpoint: {}, step {}, {trained} of training",
+                    folder.display(),
+                    state.step
+                )?;
             }
             Err(error) => writeln!(out, "checkpoint: {error}")?,
         }
@@ -71,7 +80,8 @@ fn print_metrics(path: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
     }
     for (record, what) in [(trained, "last logged step"), (evaluated, "last evaluation")] {
         if let Some(Value::Object(fields)) = record {
-            let shown: Vec<String> = fields.iter().map(|(name, value)| format!("{name} {}", short(value))).collect();
+            let shown: Vec<String> =
+                fields.iter().map(|(name, value)| format!("{name} {}", short(value))).collect();
             writeln!(out, "{what}: {}", shown.join(", "))?;
         }
     }
@@ -80,7 +90,9 @@ fn print_metrics(path: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
 
 fn short(value: &Value) -> String {
     match value.as_f64() {
-        Some(x) if !value.is_u64() => format!("{:.5}", x).trim_end_matches('0').trim_end_matches('.').to_owned(),
+        Some(x) if !value.is_u64() => {
+            format!("{:.5}", x).trim_end_matches('0').trim_end_matches('.').to_owned()
+        }
         _ => value.to_string(),
     }
 }

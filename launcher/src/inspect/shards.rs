@@ -42,11 +42,19 @@ fn print_origin(manifest: &Manifest, out: &mut dyn Write) -> anyhow::Result<()> 
     let (files, documents) = (format::count(manifest.inputs.len() as u64), format::count(manifest.documents));
     writeln!(out, "from {files} files, {}B, {documents} documents", format::short(bytes as f64))?;
     if manifest.invalid_utf8 > 0 {
-        writeln!(out, "{} byte sequences were not UTF-8 and were replaced", format::count(manifest.invalid_utf8))?;
+        writeln!(
+            out,
+            "{} byte sequences were not UTF-8 and were replaced",
+            format::count(manifest.invalid_utf8)
+        )?;
     }
     let hash: String = manifest.vocab_sha256.chars().take(16).collect();
     let entropy = manifest.unigram_entropy;
-    writeln!(out, "vocabulary of {} tokens, sha256 {hash}…; unigram entropy {entropy:.3} nats", manifest.vocab_size)?;
+    writeln!(
+        out,
+        "vocabulary of {} tokens, sha256 {hash}…; unigram entropy {entropy:.3} nats",
+        manifest.vocab_size
+    )?;
     let pairs = if options.nsp { "sentence pairs" } else { "full sentences" };
     let masks = format!("{:?}", options.masking).to_lowercase();
     writeln!(
@@ -109,6 +117,9 @@ mod tests {
             mlm_labels: vec![4, 3],
             nsp_label: None,
         };
-        assert_eq!(shown(&sequence, |id| names[id as usize]), "[CLS] jumping [MASK:##ing] fox [fox:jump] [SEP]");
+        assert_eq!(
+            shown(&sequence, |id| names[id as usize]),
+            "[CLS] jumping [MASK:##ing] fox [fox:jump] [SEP]"
+        );
     }
 }

@@ -100,7 +100,11 @@ impl Statistics {
     }
 
     fn warning(&self) -> String {
-        if self.nonfinite > 0 { format!("  {} NOT FINITE", format::count(self.nonfinite as u64)) } else { String::new() }
+        if self.nonfinite > 0 {
+            format!("  {} NOT FINITE", format::count(self.nonfinite as u64))
+        } else {
+            String::new()
+        }
     }
 }
 
@@ -154,7 +158,12 @@ pub fn print_table(path: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
     let (mut elements, mut bytes) = (0, 0);
     for (name, view) in &tensors {
         let statistics = Statistics::of(view).map_or(String::new(), |s| s.columns());
-        writeln!(out, "{name:<width$}  {:<14} {:<5} {statistics}", shape(view), format!("{:?}", view.dtype()))?;
+        writeln!(
+            out,
+            "{name:<width$}  {:<14} {:<5} {statistics}",
+            shape(view),
+            format!("{:?}", view.dtype())
+        )?;
         elements += view.shape().iter().product::<usize>();
         bytes += view.data().len();
     }

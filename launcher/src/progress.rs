@@ -1,0 +1,244 @@
+//! Progress on standard error: a bar where that is a terminal, otherwise plain lines.
+
+use crate::format::{count, duration, short};
+use crate::{exit, signals};
+use engine::data::prepare::{Phase, PrepareProgress};
+use engine::metrics::{EvalRecord, TrainRecord};
+use engine::trainer::{Observer, RunInfo, StepProgress};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Between plain lines of a preparation.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// A bar, if standard error is a terminal.
+pub struct Bar(Option<ProgressBar>);
+
+impl Bar {
+    /// A bar up to `total` of what is named.
+    pub fn new(total: u64, what: &str) -> Self {
+        if !std::io::stderr().is_terminal() {
+            return Self(None);
+        }
+        // the template is valid, and a bar without it would do
+        let style = ProgressStyle::with_template("{bar:30} {human_pos}/{human_len} {prefix}  {msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        Self(Some(
+            ProgressBar::new(total).with_style(style.progress_chars("█▌ ")).with_prefix(what.to_owned()),
+        ))
+    }
+
+    /// Adds to what is done.
+    pub fn advance(&self, done: u64) {
+        if let Some(bar) = &self.0 {
+            bar.inc(done);
+        }
+    }
+
+    fn set(&self, done: u64, total: u64, message: String) {
+        if let Some(bar) = &self.0 {
+            bar.set_length(total);
+            bar.set_position(done);
+            bar.set_message(message);
+        }
+    }
+
+    /// A line above the bar, or just a line.
+    fn line(&self, line: &str) {
+        match &self.0 {
+            Some(bar) => bar.suspend(|| exit::say(line)),
+            None => exit::say(line),
+        }
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// Leaves the bar as it is.
+    fn leave(&self) {
+        if let Some(bar) = &self.0 {
+            bar.abandon();
+        }
+    }
+}
+
+/// A preparation's progress.
+pub struct PrepareBar {
+    bar: Bar,
+    state: Mutex<PrepareState>,
+}
+
+struct PrepareState {
+    phase: Option<Phase>,
+    started: Instant,
+    last_line: Instant,
+}
+
+impl PrepareBar {
+    /// Shows nothing until something is done.
+    pub fn new() -> Self {
+        let now = Instant::now();
+        let state = PrepareState { phase: None, started: now, last_line: now };
+        Self { bar: Bar::new(0, "bytes"), state: Mutex::new(state) }
+    }
+
+    /// How far the preparation is.
+    pub fn show(&self, p: &PrepareProgress) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if state.phase != Some(p.phase) {
+            (state.phase, state.started, state.last_line) = (Some(p.phase), now, now);
+        }
+        let rate = short(p.bytes_read as f64 / now.duration_since(state.started).as_secs_f64().max(1e-3));
+        let done = match p.phase {
+            Phase::Vocabulary => format!("counting words, {rate}B/s"),
+            Phase::Sequences => format!("preparing: {} sequences, {rate}B/s", count(p.sequences)),
+        };
+        self.bar.set(p.bytes_read, p.bytes_total, done.clone());
+        if self.bar.0.is_none() && now.duration_since(state.last_line) >= LINE_EVERY {
+            state.last_line = now;
+            let (read, total) = (short(p.bytes_read as f64), short(p.bytes_total as f64));
+            exit::say(&format!("{done}, {read}B of {total}B"));
+        }
+    }
+
+    /// Whether anything was done: data that lies there already is kept.
+    pub fn has_begun(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).phase.is_some()
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        self.bar.finish();
+    }
+}
+
+/// A run's progress.
+pub struct TrainProgress {
+    prepare: Option<PrepareBar>,
+    steps: Option<Bar>,
+}
+
+impl TrainProgress {
+    /// Shows nothing until something is done.
+    pub fn new() -> Self {
+        Self { prepare: None, steps: None }
+    }
+
+    /// Leaves the terminal to what follows.
+    pub fn finish(&self) {
+        if let Some(bar) = &self.steps {
+            bar.leave();
+        }
+        if let Some(prepare) = &self.prepare {
+            prepare.finish();
+        }
+    }
+
+    fn line(&self, line: &str) {
+        match &self.steps {
+            Some(bar) => bar.line(line),
+            None => exit::say(line),
+        }
+    }
+}
+
+impl Observer for TrainProgress {
+    fn message(&mut self, line: &str) {
+        self.line(line);
+    }
+
+    fn preparing(&mut self, progress: &PrepareProgress) {
+        self.prepare.get_or_insert_with(PrepareBar::new).show(progress);
+    }
+
+    fn started(&mut self, info: &RunInfo) {
+        if let Some(prepare) = self.prepare.take() {
+            prepare.finish();
+        }
+        let (sequences, tokens) = (count(info.train_sequences), short(info.train_tokens as f64));
+        let (held_out, parameters) = (count(info.eval_sequences), short(info.parameters as f64));
+        self.line(&format!("{}; {parameters} parameters", info.device));
+        self.line(&format!(
+            "{sequences} sequences ({tokens} tokens) to train on, {held_out} held out; unigram entropy {:.3} nats",
+            info.unigram_entropy
+        ));
+        let bar = Bar::new(info.steps, "steps");
+        bar.advance(info.first_step);
+        self.steps = Some(bar);
+        signals::training_started();
+    }
+
+    fn step(&mut self, record: &TrainRecord, progress: &StepProgress) {
+        let StepProgress { step, total, seconds_left, logged } = *progress;
+        let numbers = step_numbers(record, seconds_left);
+        match &self.steps {
+            Some(bar) if bar.0.is_some() => bar.set(step, total, numbers),
+            _ if logged => exit::say(&format!("step {step}/{total}  {numbers}")),
+            _ => {}
+        }
+    }
+
+    fn evaluated(&mut self, record: &EvalRecord) {
+        self.line(&eval_line(record));
+    }
+}
+
+fn step_numbers(r: &TrainRecord, seconds_left: f64) -> String {
+    let skipped = if r.skipped > 0 { format!("  skipped {}", r.skipped) } else { String::new() };
+    format!(
+        "loss {:.3}  mlm {:.3}  acc {:.3}{skipped}  {} tok/s  left {}",
+        r.loss,
+        r.mlm_loss,
+        r.mlm_accuracy,
+        short(r.tokens_per_second),
+        duration(seconds_left)
+    )
+}
+
+fn eval_line(r: &EvalRecord) -> String {
+    let nsp = r.eval_nsp_accuracy.map_or(String::new(), |a| format!("  nsp acc {a:.3}"));
+    format!(
+        "held-out text after step {}: loss {:.3}  mlm {:.3}  acc {:.3}  perplexity {:.1}{nsp}",
+        r.step, r.eval_loss, r.eval_mlm_loss, r.eval_mlm_accuracy, r.eval_perplexity
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_hold_what_a_user_looks_for() {
+        let record = TrainRecord {
+            step: 120,
+            loss: 6.91,
+            mlm_loss: 6.31,
+            mlm_accuracy: 0.1519,
+            tokens_per_second: 21_340.0,
+            ..TrainRecord::default()
+        };
+        assert_eq!(step_numbers(&record, 62.0), "loss 6.910  mlm 6.310  acc 0.152  21.3k tok/s  left 1m 02s");
+        let record = TrainRecord { skipped: 2, ..record };
+        assert!(step_numbers(&record, f64::NAN).ends_with("acc 0.152  skipped 2  21.3k tok/s  left ?"));
+        let record = EvalRecord {
+            step: 150,
+            eval_loss: 6.2,
+            eval_mlm_loss: 5.5,
+            eval_mlm_accuracy: 0.2,
+            eval_perplexity: 244.69,
+            eval_nsp_accuracy: Some(0.55),
+            ..EvalRecord::default()
+        };
+        assert_eq!(
+            eval_line(&record),
+            "held-out text after step 150: loss 6.200  mlm 5.500  acc 0.200  perplexity 244.7  nsp acc 0.550"
+        );
+    }
+}
