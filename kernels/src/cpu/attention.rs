@@ -70,6 +70,15 @@ impl<'a> Sizes<'a> {
         T::from_f64(1.0 / (self.d as f64).sqrt())
     }
 
+    /// Packed rows hold a query and a key each.
+    fn check_packed(&self, op: &'static str, keys: usize) -> Result<()> {
+        if self.queries == keys {
+            return Ok(());
+        }
+        let what = format!("{} queries and {keys} keys in one packed buffer", self.queries);
+        Err(Error::Unsupported { op, what })
+    }
+
     fn hidden(&self) -> usize {
         self.heads * self.d
     }
@@ -142,7 +151,7 @@ fn check_qkv<'a, T: Scalar>(
     match qkv {
         Qkv::Packed(x) => {
             check_len(op, "qkv", x.len(), keys * 3 * h)?;
-            check_len(op, "cu_q's rows", sizes.queries, keys)?;
+            sizes.check_packed(op, keys)?;
             Ok(sizes.layout(true, x.as_ptr(), x.as_ptr(), at))
         }
         Qkv::Split { q, kv } => {
@@ -299,7 +308,7 @@ pub(super) fn backward<T: Scalar>(scratch: &Scratch, args: AttentionBackward<'_,
     let dqkv = SharedLayout(match dqkv {
         QkvGrad::Packed(x) => {
             check_len(OP, "dqkv", x.len(), keys * 3 * h)?;
-            check_len(OP, "cu_q's rows", sizes.queries, keys)?;
+            sizes.check_packed(OP, keys)?;
             let x = x.as_mut_ptr();
             sizes.layout(true, x, x, at)
         }
