@@ -1,6 +1,6 @@
 //! Whole runs through the trainer: what they leave, and that stopping and resuming changes no byte.
 
-use engine::config::{Config, ModelConfig, Preset, Split};
+use engine::config::{Config, DataConfig, ModelConfig, PrepareConfig, Preset, ScheduleConfig, TrainConfig};
 use engine::data::prepare::PrepareProgress;
 use engine::metrics::{EvalRecord, TrainRecord};
 use engine::trainer::{self, Ending, Observer, Options, Outcome, RunInfo, StepProgress};
@@ -56,31 +56,38 @@ pub fn write_corpus(dir: &Path) {
 }
 
 fn config(dir: &Path, run: &str) -> Config {
-    let mut config = Config::default();
-    config.model = ModelConfig {
-        layers: 2,
-        hidden: 16,
-        heads: 2,
-        intermediate: 32,
-        max_positions: 32,
-        ..Preset::Tiny.model()
-    };
-    config.data.dir = dir.join("data");
-    config.data.prepare.input = vec![dir.join("corpus.txt")];
-    config.data.prepare.vocab = Some(dir.join("vocab.txt"));
-    config.data.prepare.max_seq_length = 32;
-    config.data.prepare.split = Split::Lines;
-    config.data.prepare.eval_fraction = 0.1;
-    config.train.run = dir.join(run);
-    config.train.steps = 24;
-    config.train.batch_sequences = 8;
-    config.train.accumulation = 2;
-    config.train.log_every = 3;
-    config.train.eval_every = 64;
-    config.train.checkpoint_every = 5;
-    config.schedule.lr = 5e-3;
-    config.schedule.warmup_steps = 4;
-    config
+    Config {
+        model: ModelConfig {
+            layers: 2,
+            hidden: 16,
+            heads: 2,
+            intermediate: 32,
+            max_positions: 32,
+            ..Preset::Tiny.model()
+        },
+        data: DataConfig {
+            dir: dir.join("data"),
+            prepare: PrepareConfig {
+                input: vec![dir.join("corpus.txt")],
+                vocab: Some(dir.join("vocab.txt")),
+                max_seq_length: 32,
+                eval_fraction: 0.1,
+                ..PrepareConfig::default()
+            },
+        },
+        train: TrainConfig {
+            run: dir.join(run),
+            steps: 24,
+            batch_sequences: 8,
+            accumulation: 2,
+            log_every: 3,
+            eval_every: 64,
+            checkpoint_every: 5,
+            ..TrainConfig::default()
+        },
+        schedule: ScheduleConfig { lr: 5e-3, warmup_steps: 4, ..ScheduleConfig::default() },
+        ..Config::default()
+    }
 }
 
 fn train(

@@ -41,6 +41,7 @@ fn state(step: u64) -> TrainState {
         config_hash: "c0ffee".into(),
         data_hash: "da7a".into(),
         best_accuracy: Some(0.1 + 0.2),
+        best_step: Some(7),
         train_seconds: 1.0 / 3.0,
     }
 }

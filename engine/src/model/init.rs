@@ -10,15 +10,26 @@ const CHUNK: usize = 1 << 16;
 /// All weights in table order, padding 0.
 pub fn weights(table: &TensorTable, deviation: f64, seed: u64) -> Vec<f32> {
     let mut weights = vec![0.0; table.len];
-    for (index, tensor) in table.tensors.iter().enumerate() {
+    tensors(&mut weights, table, |_| true, deviation, seed);
+    weights
+}
+
+/// Draws those tensors whose name is `chosen`; the others keep their values.
+pub fn tensors(
+    weights: &mut [f32],
+    table: &TensorTable,
+    chosen: impl Fn(&str) -> bool,
+    deviation: f64,
+    seed: u64,
+) {
+    for (index, tensor) in table.tensors.iter().enumerate().filter(|(_, t)| chosen(&t.name)) {
         let part = &mut weights[tensor.range()];
         match tensor.init {
-            Init::Zeros => {}
+            Init::Zeros => part.fill(0.0),
             Init::Ones => part.fill(1.0),
             Init::TruncatedNormal => truncated_normal(part, tensor, index, deviation, seed),
         }
     }
-    weights
 }
 
 fn truncated_normal(part: &mut [f32], tensor: &Tensor, index: usize, deviation: f64, seed: u64) {

@@ -2,7 +2,7 @@
 
 mod embeddings;
 mod heads;
-mod init;
+pub mod init;
 mod layer;
 
 use crate::activations::{Activations, BackwardScratch, DeviceBatch, Dims};

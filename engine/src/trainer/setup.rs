@@ -7,7 +7,7 @@ use crate::data::prepare;
 use crate::data::shards::{Dataset, MANIFEST, Manifest, SplitName};
 use crate::error::During;
 use crate::mllog::{MlLog, keys};
-use crate::model::Bert;
+use crate::model::{Bert, init};
 use crate::optim::Optimizer;
 use crate::{Error, Result};
 use kernels::Backend;
@@ -183,13 +183,16 @@ fn resolve_model(
     let model = &mut config.model;
     let mut start = None;
     if let Some(dir) = model.init_from.clone() {
-        let imported = hf::import(&dir)?;
+        let mut imported = hf::import(&dir)?;
         for name in &imported.missing {
             observer.message(&format!("{}: no tensor `{name}`: it starts at random", dir.display()));
         }
         let (hidden, attention) = (model.hidden_dropout, model.attention_dropout);
         *model = imported.model;
         (model.hidden_dropout, model.attention_dropout, model.init_from) = (hidden, attention, Some(dir));
+        let missing = |name: &str| imported.missing.iter().any(|m| m == name);
+        let (table, seed) = (&imported.table, config.train.seed);
+        init::tensors(&mut imported.weights, table, missing, model.initializer_range, seed);
         start = Some(imported.weights);
     }
     if model.vocab_size == 0 {
