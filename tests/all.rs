@@ -1,4 +1,5 @@
 //! One integration-test binary: parity with the reference, training, command line, robustness.
 
+mod cli;
 mod parity;
 mod training;

@@ -43,7 +43,7 @@ pub enum Command {
 /// Options of training.
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    /// Configuration file in TOML; without it, every key has its default
+    /// Configuration file in TOML [default: none, every key has its default]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Folder of shards, prepared first if the configuration names an input [key: data.dir, default: runs/data]

@@ -45,7 +45,11 @@ pub fn run(args: &PrepareArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
 /// Names the options instead of the configuration's keys.
 fn as_option(error: Error) -> Error {
     match error {
-        Error::Config { key, what } => Error::Config { key: with_options(&key), what: with_options(&what) },
+        Error::Config { key, what } => {
+            let name = key.strip_prefix("data.").unwrap_or(&key).strip_prefix("prepare.");
+            let key = name.map_or(key.clone(), |name| format!("--{}", name.replace('_', "-")));
+            Error::Config { key, what: with_options(&what) }
+        }
         other => other,
     }
 }
@@ -69,7 +73,10 @@ mod tests {
 
     #[test]
     fn keys_become_options() {
-        let shown = with_options("data.prepare.max_seq_length: 512, or data.prepare.nsp = false, not a_b");
-        assert_eq!(shown, "--max-seq-length: 512, or --nsp = false, not a_b");
+        for key in ["prepare.max_seq_length", "data.prepare.max_seq_length"] {
+            let error =
+                as_option(Error::config(key, "512 is too much; set data.prepare.train_vocab, not a_b"));
+            assert_eq!(error.to_string(), "--max-seq-length: 512 is too much; set --train-vocab, not a_b");
+        }
     }
 }

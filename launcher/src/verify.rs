@@ -43,6 +43,6 @@ fn compare(file: &Path, precision: Precision) -> anyhow::Result<Vec<VerifyLine>>
 
 fn print(line: &VerifyLine, out: &mut dyn Write) -> std::io::Result<()> {
     let (what, error, limit) = (line.what, line.error, line.limit);
-    let (verdict, worst) = if line.passed() { ("ok", "") } else { ("EXCEEDED", line.worst.as_str()) };
-    writeln!(out, "  {what:<24} {error:9.2e}  limit {limit:.0e}  {verdict} {worst}")
+    let verdict = if line.passed() { "ok".to_owned() } else { format!("EXCEEDED by {}", line.worst) };
+    writeln!(out, "  {what:<24} {error:9.2e}  limit {limit:.0e}  {verdict}")
 }

@@ -27,13 +27,14 @@ fn help_of_each_command_has_its_options_and_an_example() {
             assert!(help.contains(word), "`{word}` is not in the help of `{line}`:\n{help}");
         }
         // every option says what it is when left out, unless it must be given
-        for (number, text) in help.lines().enumerate().filter(|(_, text)| text.trim_start().starts_with("--")) {
-            let option: String = help.lines().skip(number).take(1).collect();
-            let rest: Vec<&str> = help.lines().skip(number + 1).take_while(|l| !l.trim_start().starts_with('-')).collect();
-            let all = format!("{option} {}", rest.join(" "));
-            let required = ["--input", "--out", "--model", "--data <DIR>"];
-            let known = all.contains("default") || required.iter().any(|r| text.contains(r));
-            assert!(known, "no default in the help of `{line}`: {all}");
+        let starts = |line: &&str| line.trim_start().starts_with("--");
+        let lines: Vec<&str> = help.lines().collect();
+        for (number, line) in lines.iter().enumerate().filter(|(_, line)| starts(line)) {
+            let rest = lines[number + 1..].iter().take_while(|line| !starts(line));
+            let text: String = std::iter::once(line).chain(rest).copied().collect();
+            let required = ["--input", "--out", "--model", "--data <DIR> "];
+            let known = text.contains("[default") || required.iter().any(|r| line.contains(r));
+            assert!(known, "no default in the help of `{line}`: {text}");
         }
     }
     assert!(place.line("--version").done().starts_with("launcher 0."));
@@ -90,12 +91,14 @@ fn configuration_errors_name_file_line_and_remedy() {
         place.line("--config b.toml").failed(),
         "b.toml: line 3: model.hidden: 100 is not divisible by model.heads = 12; the nearest valid value is 96"
     );
+    assert_eq!(place.line("--set schedule.lr=fast").failed(), "schedule.lr: \"fast\" is not a number");
     assert_eq!(
-        place.line("--set schedule.lr=fast").failed(),
-        "schedule.lr: \"fast\" is not a number"
+        place.line("--steps 0").failed(),
+        "train.steps: 0 is too small; the smallest valid value is 1"
     );
-    assert_eq!(place.line("--steps 0").failed(), "train.steps: 0 is too small; the smallest valid value is 1");
-    assert!(place.line("--config none.toml").failed().starts_with("none.toml: cannot read the configuration"));
+    assert!(
+        place.line("--config none.toml").failed().starts_with("none.toml: cannot read the configuration")
+    );
     assert_eq!(
         place.line("prepare --input a --vocab v --out o --max-seq-length 4").failed(),
         "--max-seq-length: 4 is too small; the smallest valid value is 8"

@@ -269,7 +269,7 @@ fn invalid_values_are_named_with_the_remedy() {
             "data.prepare.vocab: is not given; name a vocab.txt, or set data.prepare.train_vocab to train one of \
              that many tokens",
         ),
-        (&["data.prepare.eval_fraction=1"], "data.prepare.eval_fraction: 1 must be at least 0 and below 1"),
+        (&["data.prepare.eval_fraction=1"], "data.prepare.eval_fraction: 1 must lie between 0 and 0.999"),
         (
             &["data.prepare.masked_lm_prob=0"],
             "data.prepare.masked_lm_prob: 0 must be above 0 and at most 1, as 0.15",

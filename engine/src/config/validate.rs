@@ -20,6 +20,10 @@ const MAX_SEQ_LENGTH: usize = (1 << 16) - 1;
 const MAX_VOCAB: usize = 1 << 24;
 /// [PAD], [UNK], [CLS], [SEP], [MASK] and one token to learn.
 const MIN_VOCAB: usize = 6;
+/// Sizes of a vocabulary that is trained: fewer tokens cannot hold the letters.
+const TRAINED_VOCAB: RangeInclusive<usize> = 100..=1_000_000;
+/// Some text must remain to train on.
+const MAX_EVAL_FRACTION: f64 = 0.999;
 /// No machine holds more; keeps every size of the tensor table far from overflow.
 const MAX_PARAMETERS: f64 = 1e12;
 /// More threads than any machine has cores are a mistake.
@@ -183,10 +187,16 @@ impl PrepareConfig {
         if !(0.0..=1.0).contains(&p) {
             return wrong("data.prepare.short_seq_prob", format!("{p} must lie between 0 and 1"));
         }
-        share("data.prepare.eval_fraction", self.eval_fraction)?;
+        let fraction = self.eval_fraction;
+        if !(0.0..=MAX_EVAL_FRACTION).contains(&fraction) {
+            return wrong(
+                "data.prepare.eval_fraction",
+                format!("{fraction} must lie between 0 and {MAX_EVAL_FRACTION}"),
+            );
+        }
         seed("data.prepare.seed", self.seed)?;
         if let Some(size) = self.train_vocab {
-            within("data.prepare.train_vocab", size, MIN_VOCAB..=MAX_VOCAB)?;
+            within("data.prepare.train_vocab", size, TRAINED_VOCAB)?;
         }
         Ok(())
     }

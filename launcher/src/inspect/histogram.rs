@@ -10,7 +10,7 @@ const LINES: usize = 16;
 const WIDTH: usize = 50;
 
 /// Draws how many sequences have which length: one line for a range of lengths, the longest bar for the most. Ranges
-/// past the longest sequence are left out.
+/// below the shortest and past the longest sequence are left out.
 pub fn print(lengths: &Lengths, longest: usize, out: &mut dyn Write) -> std::io::Result<()> {
     let used = lengths.counts.iter().rposition(|&n| n > 0).map_or(0, |last| last + 1);
     let merge = used.div_ceil(LINES).max(1);
@@ -19,10 +19,11 @@ pub fn print(lengths: &Lengths, longest: usize, out: &mut dyn Write) -> std::io:
     let most = counts.iter().copied().max().unwrap_or(1).max(1);
     let digits = longest.to_string().len();
     let width = format::count(most).len();
-    for (i, &n) in counts.iter().enumerate() {
+    for (i, &n) in counts.iter().enumerate().skip_while(|&(_, &n)| n == 0) {
         let (from, to) = (i * step + 1, ((i + 1) * step).min(longest));
         let bar = format::bar(n as f64 / most as f64, WIDTH);
-        writeln!(out, "  {from:>digits$}-{to:<digits$}  {:>width$}  {bar}", format::count(n))?;
+        let line = format!("  {from:>digits$}-{to:<digits$}  {:>width$}  {bar}", format::count(n));
+        writeln!(out, "{}", line.trim_end())?;
     }
     Ok(())
 }
@@ -42,6 +43,7 @@ mod tests {
         assert_eq!(drawn(4, &[0, 0], 0), "");
         let (full, half) = ("█".repeat(WIDTH), "█".repeat(WIDTH / 2));
         assert_eq!(drawn(4, &[1, 2, 0], 6), format!("  1-4  1  {half}\n  5-6  2  {full}\n"));
+        assert_eq!(drawn(2, &[0, 3, 0, 3], 8), format!("  3-4  3  {full}\n  5-6  0\n  7-8  3  {full}\n"));
         // 32 ranges of 16 in 16 lines, the last one cut at the longest
         let lines = drawn(16, &[3; 32], 509);
         assert_eq!(lines.lines().count(), LINES);

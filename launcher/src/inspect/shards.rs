@@ -18,7 +18,7 @@ pub fn print(dir: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
         let counts = data.split();
         writeln!(
             out,
-            "\n{name}: {} sequences, {} tokens, {} documents, {} shards with right checksums",
+            "\n{name}: {} sequences, {} tokens, {} documents; checksums right, shards: {}",
             format::count(counts.sequences),
             format::count(counts.tokens),
             format::count(counts.documents),

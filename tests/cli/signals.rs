@@ -1,0 +1,73 @@
+//! A signal ends training with a checkpoint, and what follows goes on from it.
+
+use super::{Ran, Workplace};
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+
+/// Runs a command, sends the signals one after another once it has trained a step, and waits.
+fn signalled(place: &Workplace, line: &str, signals: &[&str]) -> Ran {
+    let args: Vec<&str> = line.split_whitespace().collect();
+    let mut child = place.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    let mut wait_for = |word: &str, said: &mut String| {
+        while !said.lines().last().is_some_and(|l| l.contains(word)) {
+            assert!(stderr.read_line(said).unwrap() > 0, "ended before `{word}`:\n{said}");
+        }
+    };
+    wait_for("step ", &mut said);
+    for signal in signals {
+        Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
+        if signals.len() > 1 {
+            wait_for("again to end at once", &mut said);
+        }
+    }
+    stderr.read_to_string(&mut said).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    Ran { code: output.status.code(), stdout, stderr: said }
+}
+
+#[test]
+fn each_signal_ends_training_with_a_checkpoint_and_its_own_code() {
+    let place = Workplace::with_corpus();
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        let line =
+            format!("--config tiny.toml --run {signal} --steps 100000000 --set train.checkpoint_every=0");
+        let ran = signalled(&place, &line, &[signal]);
+        assert_eq!(ran.code, Some(code), "{}\n{}", ran.stdout, ran.stderr);
+        assert!(ran.stderr.contains(&format!("SIG{signal}: ending after this step")), "{}", ran.stderr);
+        let checkpoints = fs::read_dir(place.path(signal).join("checkpoints")).unwrap().count();
+        assert_eq!(checkpoints, 1, "after SIG{signal}");
+    }
+}
+
+#[test]
+fn a_run_that_a_signal_ended_goes_on_where_it_stood() {
+    let place = Workplace::with_corpus();
+    let config = "--config tiny.toml --steps 2000 --set model.hidden=32 --set train.log_every=5";
+    place.line(&format!("{config} --run whole")).done();
+    let ran = signalled(&place, &format!("{config} --run parts"), &["TERM"]);
+    assert_eq!(ran.code, Some(143), "{}\n{}", ran.stdout, ran.stderr);
+    let again = place.line(&format!("{config} --run parts"));
+    assert!(again.failed().contains("--resume"), "a run folder in use must not be trained in anew");
+    place.line(&format!("{config} --run parts --resume")).done();
+    let model = |run: &str| fs::read(place.path(run).join("model/model.safetensors")).unwrap();
+    assert!(model("whole") == model("parts"), "the resumed run ended with other weights");
+}
+
+#[test]
+fn a_signal_that_was_ignored_from_the_start_stays_ignored() {
+    let place = Workplace::with_corpus();
+    // as nohup does; the run must end by itself
+    let launcher = env!("CARGO_BIN_EXE_launcher");
+    let script = format!(
+        "trap '' HUP; {launcher} --config tiny.toml --steps 20 & pid=$!; for i in 1 2 3 4 5; do kill -HUP $pid; \
+         sleep 0.02; done; wait $pid"
+    );
+    let status =
+        Command::new("bash").args(["-c", &script]).current_dir(place.path("")).output().unwrap().status;
+    assert_eq!(status.code(), Some(0));
+    assert!(place.path("run/model/model.safetensors").is_file());
+}
