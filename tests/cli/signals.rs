@@ -46,7 +46,7 @@ fn each_signal_ends_training_with_a_checkpoint_and_its_own_code() {
 #[test]
 fn a_run_that_a_signal_ended_goes_on_where_it_stood() {
     let place = Workplace::with_corpus();
-    let config = "--config tiny.toml --steps 2000 --set model.hidden=32 --set train.log_every=5";
+    let config = "--config tiny.toml --steps 1000 --set train.log_every=5";
     place.line(&format!("{config} --run whole")).done();
     let ran = signalled(&place, &format!("{config} --run parts"), &["TERM"]);
     assert_eq!(ran.code, Some(143), "{}\n{}", ran.stdout, ran.stderr);

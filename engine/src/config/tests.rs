@@ -313,7 +313,7 @@ mod mutations {
     use proptest::prelude::*;
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #![proptest_config(ProptestConfig::with_cases(500))]
 
         /// Any bytes in a configuration, or any override, give a configuration or a one-line error.
         #[test]
