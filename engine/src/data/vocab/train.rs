@@ -2,9 +2,9 @@
 
 use super::{SPECIAL_TOKENS, Vocab};
 use crate::config::PrepareConfig;
-use crate::data::input::{Block, Blocks, InputFile, Reader};
+use crate::data::input::{Block, Blocks, InputFile, Reader, document_text};
 use crate::data::pipeline::ordered;
-use crate::data::prepare::{BUDGET, Phase, PrepareProgress, document_text};
+use crate::data::prepare::{BUDGET, Phase, PrepareProgress};
 use crate::data::tokenize::{PieceHasher, cut, for_each_word, is_separator};
 use crate::error::{Error, Result};
 use std::collections::{BTreeSet, HashMap};
@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 
+/// Bytes of text counted at once.
+const BLOCK: usize = 2 << 20;
 /// Sizes that can be asked for.
 const SIZES: std::ops::RangeInclusive<usize> = 100..=1_000_000;
 /// Most characters of the alphabet, as in Hugging Face's BERT trainer; a quarter of a small vocabulary.
@@ -65,14 +67,15 @@ fn count_words(
     progress: &(dyn Fn(&PrepareProgress) + Sync),
 ) -> Result<Counts> {
     let bytes_read = &AtomicU64::new(0);
-    let reader = Reader { files, split: config.split, bytes_read, scratch };
+    let reader = Reader { files, split: config.split, piece: BLOCK, bytes_read, scratch };
     let mut done = PrepareProgress::new(Phase::Vocabulary, files);
     let mut counts = Counts::default();
     ordered(
         threads,
-        BUDGET / 4,
+        (BUDGET / 6).min((threads + 2) * BLOCK),
         |emit| {
             let mut blocks = Blocks::new(
+                BLOCK,
                 || bytes_read.load(Relaxed),
                 |block: Block| {
                     let cost = block.bytes.len();
