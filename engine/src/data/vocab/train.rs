@@ -46,17 +46,7 @@ pub(crate) fn train_files(
         return Err(Error::config("prepare.train_vocab", what));
     }
     let counts = count_words(files, config, scratch, threads, progress)?;
-    train_counts(counts, size)
-}
-
-/// Trains a vocabulary of at most `size` tokens on words and their counts, as [`crate::data::prepare::prepare`] does on
-/// the words of its input. Words are taken as they are, so they should be normalized as BERT does.
-pub fn train(words: impl IntoIterator<Item = (String, u64)>, size: usize) -> Result<Vocab> {
-    let mut counts = Counts::default();
-    for (word, count) in words {
-        *counts.entry(word).or_default() += count;
-    }
-    train_counts(counts, size)
+    train(counts, size)
 }
 
 fn count_words(
@@ -139,8 +129,16 @@ fn forget_rare(counts: &mut Counts, most: usize) {
     }
 }
 
-fn train_counts(counts: Counts, size: usize) -> Result<Vocab> {
-    let mut words: Vec<(String, u64)> = counts.into_iter().filter(|(word, _)| !word.is_empty()).collect();
+/// Trains a vocabulary of at most `size` tokens on words and their counts, in any order. Words are taken as they are,
+/// so they should be normalized as BERT does.
+pub fn train(words: impl IntoIterator<Item = (String, u64)>, size: usize) -> Result<Vocab> {
+    let mut words: Vec<(String, u64)> = words.into_iter().filter(|(word, _)| !word.is_empty()).collect();
+    words.sort_unstable();
+    words.dedup_by(|later, first| {
+        let same = later.0 == first.0;
+        first.1 += if same { later.1 } else { 0 };
+        same
+    });
     words.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     let alphabet = alphabet(&words, ALPHABET.min(size / 4));
     words.retain(|(word, _)| word.chars().all(|c| alphabet.contains(&c)));
