@@ -3,7 +3,7 @@
 use crate::backend::Dropout;
 use crate::cpu::Cpu;
 use crate::error::check_len;
-use crate::philox::{DROPOUT, DropoutRate};
+use crate::philox::{DROPOUT, DropoutRate, M0, M1, W0, W1};
 use crate::{Error, Result, Scalar};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -200,15 +200,15 @@ pub fn philox_lanes(key: u64, mut c0: [u32; 16], mut c1: [u32; 16], site: u32) -
     let (mut k0, mut k1) = (key as u32, (key >> 32) as u32);
     for _ in 0..10 {
         for l in 0..16 {
-            let p0 = u64::from(0xD251_1F53u32) * u64::from(c0[l]);
-            let p1 = u64::from(0xCD9E_8D57u32) * u64::from(c2[l]);
+            let p0 = u64::from(M0) * u64::from(c0[l]);
+            let p1 = u64::from(M1) * u64::from(c2[l]);
             c0[l] = (p1 >> 32) as u32 ^ c1[l] ^ k0;
             c1[l] = p1 as u32;
             c2[l] = (p0 >> 32) as u32 ^ c3[l] ^ k1;
             c3[l] = p0 as u32;
         }
-        k0 = k0.wrapping_add(0x9E37_79B9);
-        k1 = k1.wrapping_add(0xBB67_AE85);
+        k0 = k0.wrapping_add(W0);
+        k1 = k1.wrapping_add(W1);
     }
     [c0, c1, c2, c3]
 }
