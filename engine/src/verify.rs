@@ -117,13 +117,19 @@ impl<'a> Golden<'a> {
             let what = format!("config: {} layers, hidden {} over {} heads", c.layers, c.hidden, c.heads);
             return Err(Error::file(self.path, what));
         }
-        let word = self.tensor("param.bert.embeddings.word_embeddings.weight")?;
-        let want = [c.vocab_size, c.hidden];
-        if word.shape() != want {
-            let what = format!("word embeddings are {:?}, config says {want:?}", word.shape());
-            return Err(Error::file(self.path, what));
+        let (last, h) = (c.layers - 1, c.hidden);
+        for (name, want) in [
+            ("embeddings.word_embeddings".to_owned(), [c.vocab_size, h]),
+            ("embeddings.position_embeddings".to_owned(), [c.max_positions, h]),
+            ("embeddings.token_type_embeddings".to_owned(), [c.type_vocab, h]),
+            (format!("encoder.layer.{last}.intermediate.dense"), [c.intermediate, h]),
+        ] {
+            let name = format!("param.bert.{name}.weight");
+            let shape = self.tensor(&name)?.shape().to_vec();
+            if shape != want {
+                return Err(Error::file(self.path, format!("`{name}` is {shape:?}, config says {want:?}")));
+            }
         }
-        self.tensor(&format!("param.bert.encoder.layer.{}.output.dense.weight", c.layers - 1))?;
         Ok(())
     }
 
