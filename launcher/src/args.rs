@@ -104,10 +104,10 @@ pub struct PrepareArgs {
     /// What plain text is: one sentence a line with a blank line between documents, or prose
     #[arg(long, value_enum, default_value_t = Split::Lines)]
     pub split: Split,
-    /// Sentence pairs with a next-sentence label [default]
+    /// Sentence pairs with a next-sentence label [default: on]
     #[arg(long, action = ArgAction::SetTrue, overrides_with = "no_nsp")]
     pub nsp: bool,
-    /// Full sentences without a label
+    /// Full sentences without a label [default: off]
     #[arg(long, action = ArgAction::SetTrue, overrides_with = "nsp")]
     pub no_nsp: bool,
     /// Masks drawn anew at load time, or once and stored
