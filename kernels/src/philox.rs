@@ -23,10 +23,11 @@ pub const PREPARE: u32 = 3;
 /// Counter word c3 of the order of sequences.
 pub const SHUFFLE: u32 = 4;
 
-const M0: u32 = 0xD251_1F53;
-const M1: u32 = 0xCD9E_8D57;
-const W0: u32 = 0x9E37_79B9;
-const W1: u32 = 0xBB67_AE85;
+/// Multipliers and key increments of Philox4x32.
+pub(crate) const M0: u32 = 0xD251_1F53;
+pub(crate) const M1: u32 = 0xCD9E_8D57;
+pub(crate) const W0: u32 = 0x9E37_79B9;
+pub(crate) const W1: u32 = 0xBB67_AE85;
 
 /// Ten rounds of Philox4x32: four random words for a counter under a key.
 #[inline(always)]

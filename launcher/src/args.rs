@@ -8,12 +8,13 @@ const TRAIN_EXAMPLE: &str = "\
 Example:
   launcher --config configs/quickstart.toml --run runs/first --set train.batch_sequences=16
 
-Settings come from the defaults, then the configuration file, then --set, then the options above. Relative paths,
+Settings come from the defaults, then the configuration file, then --set, then the options above. Relative paths, \
 those in a configuration file too, are relative to the current directory.
 
-Exit codes: 0 done; 2 wrong usage; 1 anything else. SIGINT, SIGTERM and SIGHUP end training after the current step
+Exit codes: 0 done; 2 wrong usage; 1 anything else. SIGINT, SIGTERM and SIGHUP end training after the current step \
 with a checkpoint written and exit with 128 + the signal's number; a second one ends it at once.
-RUST_LOG=info shows more messages, RUST_LOG=debug all.";
+
+RUST_LOG=info shows more of what is done, RUST_LOG=debug the whole configuration too.";
 
 /// Trains BERT from text: MLM and next-sentence prediction, with hand-written forward and backward passes.
 ///
@@ -179,7 +180,7 @@ pub struct EvalArgs {
 Example:
   launcher fill-mask --model runs/quickstart/model \"The capital of [MASK] is Paris.\"")]
 pub struct FillMaskArgs {
-    /// Hugging Face model folder with its vocab.txt, or a run folder or checkpoint
+    /// Hugging Face model folder with its vocab.txt, or a run folder
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// Text with one or more [MASK]

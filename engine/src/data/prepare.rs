@@ -1,31 +1,35 @@
 //! Text to prepared data: one thread reads, all tokenize and cut sequences, one writes, in bounded memory.
 //!
-//! The unit of work is a block of about 4 MB of whole documents. Blocks and what is drawn for them do not depend on
+//! The unit of work is a block of about 2 MB of whole documents. Blocks and what is drawn for them do not depend on
 //! the number of threads, and results are written in the order of blocks, so neither do the bytes written.
 
+mod held_out;
 mod staging;
 
 use crate::config::{Masking, PrepareConfig, Split};
-use crate::data::input::{self, Block, Blocks, Form, InputFile, RawDocument, Reader};
+use crate::data::input::{self, Block, Blocks, InputFile, Reader, document_text};
 use crate::data::masking::MaskRule;
-use crate::data::pipeline::{Stop, ordered};
+use crate::data::pipeline::ordered;
 use crate::data::sentences::for_each_sentence;
 use crate::data::sequences::{Documents, Pair, build};
 use crate::data::shards::{Columns, InputRecord, Manifest, SplitWriter, VOCAB};
 use crate::data::tokenize::Tokenizer;
 use crate::data::vocab::{Vocab, train_files};
 use crate::error::{During, Error, Result};
-use kernels::philox::{MASKING, PREPARE, Stream, splitmix64, step_key};
-use serde::{Deserialize, Deserializer};
+use held_out::HeldOut;
+use kernels::philox::{MASKING, PREPARE, Stream, step_key};
 use staging::Staging;
-use std::borrow::Cow;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Memory for blocks under way, in bytes.
-pub(crate) const BUDGET: usize = 512 << 20;
-/// Separates the draws of the split from all others: "SPLIT".
-const SPLIT_SEED: u64 = 0x53_504C_4954;
+/// Memory for blocks under way, in bytes, for ordinary text. Text of nothing but one-byte tokens takes twice that.
+pub(crate) const BUDGET: usize = 352 << 20;
+
+/// Bytes of text in a block. More documents to draw random next segments from, or less memory where each document
+/// becomes many sequences.
+fn block_bytes(dupe_factor: usize) -> usize {
+    if dupe_factor <= 2 { 2 << 20 } else { 1 << 20 }
+}
 
 /// What preparation is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,63 +134,6 @@ fn check(config: &PrepareConfig) -> Result<()> {
     Ok(())
 }
 
-/// Which documents are held out: those whose draw is below the fraction, one of them changed if else one part would be
-/// empty.
-struct EvalRule {
-    seed: u64,
-    fraction: f64,
-    /// A document and where it goes.
-    forced: Option<(u64, bool)>,
-}
-
-impl EvalRule {
-    /// Reads documents until there is one for each part; to the end only where the draws leave one part empty.
-    fn new(reader: &Reader<'_>, config: &PrepareConfig) -> Result<Self> {
-        let mut rule = Self { seed: config.seed ^ SPLIT_SEED, fraction: config.eval_fraction, forced: None };
-        if rule.fraction == 0.0 {
-            return Ok(rule);
-        }
-        let mut with_text = 0u64;
-        let (mut lowest, mut highest) = ((f64::INFINITY, 0), (f64::NEG_INFINITY, 0));
-        let outcome = reader.read(&mut |piece| {
-            let document = RawDocument {
-                range: 0..piece.bytes.len(),
-                form: piece.form,
-                file: piece.file,
-                line: piece.line,
-                first: piece.first,
-            };
-            if !piece.first || document_text(&document, piece.bytes, reader.files)?.0.trim().is_empty() {
-                return Ok(());
-            }
-            with_text += 1;
-            let draw = (rule.draw(piece.document), piece.document);
-            lowest = if draw.0 < lowest.0 { draw } else { lowest };
-            highest = if draw.0 > highest.0 { draw } else { highest };
-            if lowest.0 < rule.fraction && highest.0 >= rule.fraction { Err(Stop::Enough) } else { Ok(()) }
-        });
-        match outcome {
-            Err(Stop::Failed(error)) => return Err(error),
-            Err(Stop::Enough) => {}
-            Ok(()) if highest.0 < rule.fraction => rule.forced = Some((highest.1, false)),
-            Ok(()) if with_text > 1 => rule.forced = Some((lowest.1, true)),
-            Ok(()) => {}
-        }
-        Ok(rule)
-    }
-
-    fn draw(&self, document: u64) -> f64 {
-        (splitmix64(step_key(self.seed, document)) >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
-    }
-
-    fn is_eval(&self, document: u64) -> bool {
-        match self.forced {
-            Some((forced, eval)) if forced == document => eval,
-            _ => self.draw(document) < self.fraction,
-        }
-    }
-}
-
 fn make_sequences(
     files: &[InputFile],
     config: &PrepareConfig,
@@ -196,9 +143,10 @@ fn make_sequences(
     progress: &(dyn Fn(&PrepareProgress) + Sync),
     manifest: &mut Manifest,
 ) -> Result<()> {
-    let reader_of = |bytes_read| Reader { files, split: config.split, bytes_read, scratch: dir };
+    let piece = block_bytes(config.dupe_factor);
+    let reader_of = |bytes_read| Reader { files, split: config.split, piece, bytes_read, scratch: dir };
     let (ahead, bytes_read) = (AtomicU64::new(0), AtomicU64::new(0));
-    let rule = EvalRule::new(&reader_of(&ahead), config)?;
+    let rule = HeldOut::new(&reader_of(&ahead), config)?;
     let reader = reader_of(&bytes_read);
     let writer = |name| {
         let masks = config.masking == Masking::Static;
@@ -208,14 +156,16 @@ fn make_sequences(
     let mut unigrams = vec![0u64; vocab.len()];
     let mut done = PrepareProgress::new(Phase::Sequences, files);
     let maker = Maker::new(files, config, vocab)?;
-    // Text, tokens of 4 bytes for 4 characters, and sequences of tokens of 2 bytes each time, with room to grow.
-    let expansion = 3 + config.dupe_factor;
-    let budget = (BUDGET / expansion).min((threads + 2) * input::PIECE).max(1);
+    // Of a byte of text: itself, its part of a token of 4 bytes, and each time about a byte of sequences, in vectors with
+    // room to grow.
+    let expansion = config.dupe_factor.saturating_mul(2).saturating_add(4);
+    let budget = (BUDGET / expansion).min((threads + 2) * piece);
     ordered(
         threads,
         budget,
         |emit| {
             let mut blocks = Blocks::new(
+                piece,
                 || bytes_read.load(Relaxed),
                 |block: Block| {
                     let cost = block.bytes.len();
@@ -259,7 +209,7 @@ fn make_sequences(
 /// Entropy of a distribution given by counts, in nats.
 fn entropy(counts: &[u64]) -> f64 {
     let total = counts.iter().sum::<u64>() as f64;
-    counts.iter().filter(|&&n| n > 0).map(|&n| n as f64 / total).map(|p| -p * p.ln()).sum()
+    counts.iter().filter(|&&n| n > 0).map(|&n| n as f64 / total).map(|p| p * -p.ln()).sum::<f64>().max(0.0)
 }
 
 /// What a block became.
@@ -363,54 +313,6 @@ impl<'a> Maker<'a> {
             columns.end_mask(count);
         }
     }
-}
-
-/// A row of JSON Lines; `text` must be there but may be null.
-#[derive(Deserialize)]
-struct Row<'a> {
-    #[serde(borrow, deserialize_with = "nullable")]
-    text: Option<Cow<'a, str>>,
-}
-
-fn nullable<'de: 'a, 'a, D: Deserializer<'de>>(d: D) -> std::result::Result<Option<Cow<'a, str>>, D::Error> {
-    #[derive(Deserialize)]
-    struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
-    Ok(Option::<Text<'a>>::deserialize(d)?.map(|text| text.0))
-}
-
-/// A document's text, and how many stretches of invalid UTF-8 were replaced in it.
-pub(crate) fn document_text<'a>(
-    document: &RawDocument,
-    bytes: &'a [u8],
-    files: &[InputFile],
-) -> Result<(Cow<'a, str>, u64)> {
-    let bytes = &bytes[document.range.clone()];
-    let text = String::from_utf8_lossy(bytes);
-    let invalid = match &text {
-        Cow::Borrowed(_) => 0,
-        Cow::Owned(_) => bytes.utf8_chunks().filter(|chunk| !chunk.invalid().is_empty()).count() as u64,
-    };
-    if document.form == Form::Plain {
-        return Ok((text, invalid));
-    }
-    let error = |e: serde_json::Error| {
-        let message = e.to_string();
-        let message = message.split(" at line ").next().unwrap_or_default();
-        let what = format!(
-            "line {}, column {}: {message}; each line must be a JSON object with a string `text`",
-            document.line,
-            e.column()
-        );
-        Error::file(&files[document.file].path, what)
-    };
-    let text = match text {
-        Cow::Borrowed(text) => serde_json::from_str::<Row<'a>>(text).map_err(error)?.text,
-        Cow::Owned(text) => {
-            let row: Row<'_> = serde_json::from_str(&text).map_err(error)?;
-            row.text.map(|text| Cow::Owned(text.into_owned()))
-        }
-    };
-    Ok((text.unwrap_or_default(), invalid))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::backend::{AttentionBackward, AttentionForward, AttentionSize, Qkv, Qk
 use crate::cpu::Cpu;
 use crate::cpu::embedding::check_offsets;
 use crate::cpu::linear::{View, product};
-use crate::cpu::math::{Mask, attention_bytes_of_rows, max, simd, sum, sum2};
+use crate::cpu::math::{Mask, WIDE, attention_bytes_of_key, attention_words, simd, sum2, vector, vector_mut};
 use crate::cpu::memory::Scratch;
 use crate::cpu::rows::Shared;
 use crate::error::check_len;
@@ -21,7 +21,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Queries of one block.
-const QUERIES: usize = 64;
+const QUERIES: usize = 128;
 
 /// Where queries, keys and values (or their gradients) lie.
 #[derive(Clone, Copy)]
@@ -63,6 +63,20 @@ impl<'a> Sizes<'a> {
             }
         }
         Ok(Self { cu_q, cu_k, queries, heads, d: head_size })
+    }
+
+    /// Factor of the scores.
+    fn factor<T: Scalar>(&self) -> T {
+        T::from_f64(1.0 / (self.d as f64).sqrt())
+    }
+
+    /// Packed rows hold a query and a key each.
+    fn check_packed(&self, op: &'static str, keys: usize) -> Result<()> {
+        if self.queries == keys {
+            return Ok(());
+        }
+        let what = format!("{} queries and {keys} keys in one packed buffer", self.queries);
+        Err(Error::Unsupported { op, what })
     }
 
     fn hidden(&self) -> usize {
@@ -137,7 +151,7 @@ fn check_qkv<'a, T: Scalar>(
     match qkv {
         Qkv::Packed(x) => {
             check_len(op, "qkv", x.len(), keys * 3 * h)?;
-            check_len(op, "cu_q's rows", sizes.queries, keys)?;
+            sizes.check_packed(op, keys)?;
             Ok(sizes.layout(true, x.as_ptr(), x.as_ptr(), at))
         }
         Qkv::Split { q, kv } => {
@@ -159,45 +173,28 @@ pub(super) fn forward<T: Scalar>(scratch: &Scratch, args: AttentionForward<'_, C
     let qkv = SharedLayout(check_qkv(OP, qkv, &sizes, keys)?);
     let mask = Mask::<T>::new(OP, dropout, sizes.queries)?;
     let (out, lse) = (Shared::new(out.as_mut_ptr()), Shared::new(lse.as_mut_ptr()));
-    let factor = T::from_f64(1.0 / (d as f64).sqrt());
     sizes.tasks().for_each(|task| {
         let (qkv, head, n) = (qkv.get(), task.head, task.k.len());
         let (k, v) = (qkv.k(&task.k, head, d), qkv.v(&task.k, head, d));
         scratch.with(QUERIES * n, |p: &mut [T]| {
             for rows in task.blocks() {
                 let q = qkv.q(&rows, head, d);
-                let p = &mut p[..rows.len() * n];
+                let mut p = Block::new(p, &rows, n);
                 // SAFETY: lengths and offsets were checked; p is this task's own
-                unsafe {
-                    product(
-                        View::new(p.as_mut_ptr(), rows.len(), n, n),
-                        false,
-                        factor,
-                        q,
-                        k.transposed(),
-                        Parallelism::None,
-                    )
-                };
+                unsafe { product(p.view(), false, sizes.factor(), k, q.transposed(), Parallelism::None) };
                 // SAFETY: no other task has these rows of this head
                 let lse = unsafe { lse.slice(head * sizes.queries + rows.start, rows.len()) };
-                let mut norms = [T::ZERO; QUERIES];
-                simd!(|| softmax(p, n, lse, &mut norms, &mask, rows.start, head));
-                let out_view = View::new(out.at(rows.start * h + head * d), rows.len(), d, h);
+                let mut inverse = [T::ZERO; QUERIES];
+                simd!(|| softmax(p.data, p.width, lse, &mut inverse, &mask, rows.start, head));
+                let block = View::new(out.at(rows.start * h + head * d), rows.len(), d, h);
                 // SAFETY: as above
                 unsafe {
-                    product(
-                        out_view,
-                        false,
-                        T::ONE,
-                        View::new(p.as_ptr(), rows.len(), n, n),
-                        v,
-                        Parallelism::None,
-                    )
+                    product(block, false, T::ONE, p.view().cast_const().transposed(), v, Parallelism::None)
                 };
-                for (row, norm) in rows.clone().zip(norms) {
+                for (row, inverse) in rows.clone().zip(inverse) {
                     // SAFETY: no other task has these columns of this row
                     let out = unsafe { out.slice(row * h + head * d, d) };
-                    out.iter_mut().for_each(|out| *out *= norm);
+                    out.iter_mut().for_each(|out| *out *= inverse);
                 }
             }
         });
@@ -205,38 +202,96 @@ pub(super) fn forward<T: Scalar>(scratch: &Scratch, args: AttentionForward<'_, C
     Ok(())
 }
 
-/// Scores to unnormalized probabilities, dropout applied; writes their log-sum-exps and 1 / sums.
+/// Scores of a block of queries, transposed: [keys, width], one column a query. So the products need not rearrange
+/// their operands, and softmax and dropout work on vectors of 16 queries.
+struct Block<'a, T> {
+    data: &'a mut [T],
+    queries: usize,
+    /// `queries` rounded up to whole vectors; the columns from `queries` on hold no meaning.
+    width: usize,
+}
+
+impl<'a, T> Block<'a, T> {
+    fn new(scratch: &'a mut [T], rows: &Range<usize>, keys: usize) -> Self {
+        let width = rows.len().next_multiple_of(WIDE);
+        Self { data: &mut scratch[..keys * width], queries: rows.len(), width }
+    }
+
+    fn view(&mut self) -> View<*mut T> {
+        View::new(self.data.as_mut_ptr(), self.data.len() / self.width, self.queries, self.width)
+    }
+}
+
+/// Transposed scores to unnormalized probabilities, dropout applied; writes their log-sum-exps and 1 / sums.
 #[inline(always)]
 fn softmax<T: Scalar>(
     p: &mut [T],
-    n: usize,
+    width: usize,
     lse: &mut [T],
-    norms: &mut [T],
+    inverse: &mut [T],
     mask: &Mask<'_, T>,
     first_row: usize,
     head: usize,
 ) {
-    for ((p, lse), norm) in p.chunks_exact_mut(n).zip(lse).zip(norms) {
-        let max = max(p, p[0]);
-        for p in p.iter_mut() {
-            *p = (*p - max).exp();
+    let groups = lse.chunks_mut(WIDE).zip(inverse.chunks_mut(WIDE));
+    for ((lse, inverse), at) in groups.zip((0..).step_by(WIDE)) {
+        let max = maxima(p, width, at);
+        let mut total = [T::ZERO; WIDE];
+        let row_keys = mask.sixteen_row_keys(first_row + at);
+        for (block, p) in p.chunks_mut(64 * width).enumerate() {
+            if mask.rate.is_none() {
+                for p in p.chunks_exact_mut(width) {
+                    exp_and_sum(vector_mut(p, at), &max, &mut total);
+                }
+                continue;
+            }
+            let words = attention_words(mask.key, mask.site, row_keys, head, block);
+            for (j, p) in p.chunks_exact_mut(width).enumerate() {
+                let p = vector_mut(p, at);
+                exp_and_sum(p, &max, &mut total);
+                let bytes = attention_bytes_of_key(&words, j);
+                for l in 0..WIDE {
+                    let m = if bytes[l] < u32::from(mask.rate.threshold) { T::ZERO } else { mask.scale };
+                    p[l] *= m;
+                }
+            }
         }
-        let total = sum(p, |p| p);
-        *lse = max + total.ln();
-        *norm = T::ONE / total;
+        for (l, (lse, inverse)) in lse.iter_mut().zip(inverse).enumerate() {
+            *lse = max[l] + total[l].ln();
+            *inverse = T::ONE / total[l];
+        }
     }
-    if mask.rate.is_none() {
-        return;
+}
+
+#[inline(always)]
+fn exp_and_sum<T: Scalar>(p: &mut [T; WIDE], max: &[T; WIDE], total: &mut [T; WIDE]) {
+    for l in 0..WIDE {
+        p[l] = (p[l] - max[l]).exp();
+        total[l] += p[l];
     }
-    for (group, p) in p.chunks_mut(16 * n).enumerate() {
-        let row_keys = mask.sixteen_row_keys(first_row + 16 * group);
-        for block in 0..n.div_ceil(64) {
-            let bytes = attention_bytes_of_rows(mask.key, mask.site, row_keys, head, block);
-            for (p, bytes) in p.chunks_exact_mut(n).zip(&bytes) {
-                mask.select(bytes, &mut p[block * 64..]);
+}
+
+/// Each column's largest score.
+#[inline(always)]
+fn maxima<T: Scalar>(p: &[T], width: usize, at: usize) -> [T; WIDE] {
+    let mut max = *vector(p, at);
+    let mut other = max;
+    for pair in p.chunks(2 * width) {
+        let x = *vector(pair, at);
+        for l in 0..WIDE {
+            max[l] = max[l].max(x[l]);
+        }
+        if pair.len() > width {
+            let x = *vector(pair, width + at);
+            for l in 0..WIDE {
+                other[l] = other[l].max(x[l]);
             }
         }
     }
+    for l in 0..WIDE {
+        max[l] = max[l].max(other[l]);
+    }
+    max
 }
 
 pub(super) fn backward<T: Scalar>(scratch: &Scratch, args: AttentionBackward<'_, Cpu<T>>) -> Result<()> {
@@ -253,7 +308,7 @@ pub(super) fn backward<T: Scalar>(scratch: &Scratch, args: AttentionBackward<'_,
     let dqkv = SharedLayout(match dqkv {
         QkvGrad::Packed(x) => {
             check_len(OP, "dqkv", x.len(), keys * 3 * h)?;
-            check_len(OP, "cu_q's rows", sizes.queries, keys)?;
+            sizes.check_packed(OP, keys)?;
             let x = x.as_mut_ptr();
             sizes.layout(true, x, x, at)
         }
@@ -302,7 +357,6 @@ unsafe fn backward_task<T: Scalar>(
     let (k, v) = (qkv.k(&task.k, head, d), qkv.v(&task.k, head, d));
     let dk = dqkv.k(&task.k, head, d).cast_mut();
     let dv = dqkv.v(&task.k, head, d).cast_mut();
-    let factor = T::from_f64(1.0 / (d as f64).sqrt());
     if task.q.is_empty() {
         for row in 0..n {
             for view in [dk, dv] {
@@ -315,31 +369,30 @@ unsafe fn backward_task<T: Scalar>(
         let more = rows.start > task.q.start;
         let (q, dq) = (qkv.q(&rows, head, d), dqkv.q(&rows, head, d).cast_mut());
         let dout = View::new(saved.dout[rows.start * h + head * d..].as_ptr(), rows.len(), d, h);
-        let (p, ds) = (&mut p[..rows.len() * n], &mut ds[..rows.len() * n]);
-        let view = |x: &mut [T]| View::new(x.as_mut_ptr(), rows.len(), n, n);
+        let (mut p, mut ds) = (Block::new(p, &rows, n), Block::new(ds, &rows, n));
         let none = Parallelism::None;
         // SAFETY: the caller's promise
         unsafe {
-            product(view(p), false, factor, q, k.transposed(), none);
-            product(view(ds), false, T::ONE, dout, v.transposed(), none);
+            product(p.view(), false, sizes.factor(), k, q.transposed(), none);
+            product(ds.view(), false, T::ONE, v, dout.transposed(), none);
         }
-        simd!(|| softmax_backward(p, ds, n, saved, sizes, mask, &rows, head));
-        let (p, ds) = (view(p).cast_const(), view(ds).cast_const());
+        simd!(|| softmax_backward(p.data, ds.data, p.width, saved, sizes, mask, &rows, head));
+        let (p, ds) = (p.view().cast_const(), ds.view().cast_const());
         // SAFETY: the caller's promise
         unsafe {
-            product(dv, more, T::ONE, p.transposed(), dout, none);
-            product(dk, more, factor, ds.transposed(), q, none);
-            product(dq, false, factor, ds, k, none);
+            product(dv, more, T::ONE, p, dout, none);
+            product(dk, more, sizes.factor(), ds, q, none);
+            product(dq, false, sizes.factor(), ds.transposed(), k, none);
         }
     }
 }
 
-/// Scores to dropped-out probabilities, and gradients of those to gradients of the scores.
+/// Transposed scores to dropped-out probabilities, and gradients of those to gradients of the scores.
 #[inline(always)]
 fn softmax_backward<T: Scalar>(
     p: &mut [T],
     ds: &mut [T],
-    n: usize,
+    width: usize,
     saved: &Saved<'_, T>,
     sizes: &Sizes<'_>,
     mask: &Mask<'_, T>,
@@ -347,36 +400,35 @@ fn softmax_backward<T: Scalar>(
     head: usize,
 ) {
     let (h, d) = (sizes.hidden(), sizes.d);
-    for (group, (p, ds)) in p.chunks_mut(16 * n).zip(ds.chunks_mut(16 * n)).enumerate() {
-        let first = rows.start + 16 * group;
-        let count = p.len() / n;
-        let mut dots = [T::ZERO; 16];
-        for (row, dot) in (first..first + count).zip(&mut dots) {
+    for first in rows.clone().step_by(WIDE) {
+        let at = first - rows.start;
+        let (mut dots, mut lse) = ([T::ZERO; WIDE], [T::ZERO; WIDE]);
+        for (l, row) in (first..rows.end.min(first + WIDE)).enumerate() {
             let at = row * h + head * d;
-            *dot = sum2(&saved.dout[at..][..d], &saved.out[at..][..d], |x, y| x * y);
+            dots[l] = sum2(&saved.dout[at..][..d], &saved.out[at..][..d], |x, y| x * y);
+            lse[l] = saved.lse[head * sizes.queries + row];
         }
-        let lse = &saved.lse[head * sizes.queries + first..][..count];
-        let row_keys = if mask.rate.is_none() { [0; 16] } else { mask.sixteen_row_keys(first) };
-        for block in 0..n.div_ceil(64) {
-            let columns = block * 64..n.min(block * 64 + 64);
-            let rows = p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).zip(lse.iter().zip(dots));
-            let rows = rows.map(|((p, ds), row)| (&mut p[columns.clone()], &mut ds[columns.clone()], row));
+        let row_keys = mask.sixteen_row_keys(first);
+        for (block, (p, ds)) in p.chunks_mut(64 * width).zip(ds.chunks_mut(64 * width)).enumerate() {
+            let rows = p.chunks_exact_mut(width).zip(ds.chunks_exact_mut(width));
+            let rows = rows.map(|(p, ds)| (vector_mut(p, at), vector_mut(ds, at)));
             if mask.rate.is_none() {
-                for (p, ds, (&lse, dot)) in rows {
-                    for (p, ds) in p.iter_mut().zip(ds) {
-                        *p = (*p - lse).exp();
-                        *ds = *p * (*ds - dot);
+                for (p, ds) in rows {
+                    for l in 0..WIDE {
+                        p[l] = (p[l] - lse[l]).exp();
+                        ds[l] = p[l] * (ds[l] - dots[l]);
                     }
                 }
                 continue;
             }
-            let bytes = attention_bytes_of_rows(mask.key, mask.site, row_keys, head, block);
-            for ((p, ds, (&lse, dot)), bytes) in rows.zip(&bytes) {
-                for ((p, ds), &byte) in p.iter_mut().zip(ds).zip(bytes) {
-                    let m = if byte < mask.rate.threshold { T::ZERO } else { mask.scale };
-                    let exp = (*p - lse).exp();
-                    *ds = exp * (*ds * m - dot);
-                    *p = exp * m;
+            let words = attention_words(mask.key, mask.site, row_keys, head, block);
+            for (j, (p, ds)) in rows.enumerate() {
+                let bytes = attention_bytes_of_key(&words, j);
+                for l in 0..WIDE {
+                    let m = if bytes[l] < u32::from(mask.rate.threshold) { T::ZERO } else { mask.scale };
+                    let exp = (p[l] - lse[l]).exp();
+                    ds[l] = exp * (ds[l] * m - dots[l]);
+                    p[l] = exp * m;
                 }
             }
         }

@@ -3,13 +3,13 @@
 use crate::backend::Dropout;
 use crate::cpu::Cpu;
 use crate::error::check_len;
-use crate::philox::{DROPOUT, DropoutRate};
+use crate::philox::{DROPOUT, DropoutRate, M0, M1, W0, W1};
 use crate::{Error, Result, Scalar};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Partial sums of a reduction: two vectors of 16 floats hide part of the addition's latency.
-pub const LANES: usize = 32;
+/// Elements that loops over `[T; WIDE]` handle at once: a vector of 512 bits in `f32`.
+pub const WIDE: usize = 16;
 /// Elements of one task of an elementwise op.
 pub const CHUNK: usize = 1 << 14;
 /// Ops on fewer elements than this run on the calling thread: waking another one takes longer.
@@ -46,68 +46,90 @@ pub fn grain(elements: usize) -> usize {
     SERIAL.div_ceil(elements.max(1))
 }
 
+/// A vector's worth of elements.
+#[inline(always)]
+pub fn vector<T>(x: &[T], at: usize) -> &[T; WIDE] {
+    x[at..at + WIDE].try_into().expect("the slice has that length")
+}
+
+/// A vector's worth of elements.
+#[inline(always)]
+pub fn vector_mut<T>(x: &mut [T], at: usize) -> &mut [T; WIDE] {
+    (&mut x[at..at + WIDE]).try_into().expect("the slice has that length")
+}
+
 /// Sum of `f` over a slice in a fixed order.
 #[inline(always)]
 pub fn sum<T: Scalar>(x: &[T], f: impl Fn(T) -> T) -> T {
-    let mut lanes = [T::ZERO; LANES];
-    let chunks = x.chunks_exact(LANES);
-    let tail = chunks.remainder();
-    for x in chunks {
-        for l in 0..LANES {
-            lanes[l] += f(x[l]);
-        }
-    }
-    for (lane, &x) in lanes.iter_mut().zip(tail) {
-        *lane += f(x);
-    }
-    sum_lanes(lanes)
+    sum2(
+        x,
+        x,
+        #[inline(always)]
+        |x, _| f(x),
+    )
 }
 
-/// Sum of `f` over pairs in a fixed order.
+/// Sum of `f` over pairs in a fixed order: two vectors of partial sums hide part of the addition's latency. (One array
+/// of twice the length is not vectorized.)
 #[inline(always)]
 pub fn sum2<T: Scalar>(x: &[T], y: &[T], f: impl Fn(T, T) -> T) -> T {
-    let mut lanes = [T::ZERO; LANES];
-    let (xs, ys) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+    let (mut even, mut odd) = ([T::ZERO; WIDE], [T::ZERO; WIDE]);
+    let (xs, ys) = (x.chunks_exact(2 * WIDE), y.chunks_exact(2 * WIDE));
     let (x_tail, y_tail) = (xs.remainder(), ys.remainder());
     for (x, y) in xs.zip(ys) {
-        for l in 0..LANES {
-            lanes[l] += f(x[l], y[l]);
+        let (x0, x1, y0, y1) = (vector(x, 0), vector(x, WIDE), vector(y, 0), vector(y, WIDE));
+        for l in 0..WIDE {
+            even[l] += f(x0[l], y0[l]);
+        }
+        for l in 0..WIDE {
+            odd[l] += f(x1[l], y1[l]);
         }
     }
-    for ((lane, &x), &y) in lanes.iter_mut().zip(x_tail).zip(y_tail) {
-        *lane += f(x, y);
+    for l in 0..WIDE {
+        even[l] += odd[l];
     }
-    sum_lanes(lanes)
+    for ((i, &x), &y) in x_tail.iter().enumerate().zip(y_tail) {
+        even[i % WIDE] += f(x, y);
+    }
+    fold(
+        even,
+        #[inline(always)]
+        |a, b| a + b,
+    )
 }
 
+/// Combines the lanes of a vector pairwise.
 #[inline(always)]
-fn sum_lanes<T: Scalar>(mut lanes: [T; LANES]) -> T {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for l in 0..half {
-            let upper = lanes[l + half];
-            lanes[l] += upper;
-        }
-        half /= 2;
+fn fold<T: Scalar>(x: [T; WIDE], f: impl Fn(T, T) -> T) -> T {
+    let (mut eight, mut four) = ([T::ZERO; 8], [T::ZERO; 4]);
+    for l in 0..8 {
+        eight[l] = f(x[l], x[l + 8]);
     }
-    lanes[0]
+    for l in 0..4 {
+        four[l] = f(eight[l], eight[l + 4]);
+    }
+    f(f(four[0], four[2]), f(four[1], four[3]))
 }
 
 /// The largest element, or `floor` if none is larger. NaNs are passed over.
 #[inline(always)]
 pub fn max<T: Scalar>(x: &[T], floor: T) -> T {
-    let mut lanes = [floor; LANES];
-    let chunks = x.chunks_exact(LANES);
+    let (mut even, mut odd) = ([floor; WIDE], [floor; WIDE]);
+    let chunks = x.chunks_exact(2 * WIDE);
     let tail = chunks.remainder();
     for x in chunks {
-        for l in 0..LANES {
-            lanes[l] = if x[l] > lanes[l] { x[l] } else { lanes[l] };
+        let (x0, x1) = (vector(x, 0), vector(x, WIDE));
+        for l in 0..WIDE {
+            even[l] = even[l].max(x0[l]);
+        }
+        for l in 0..WIDE {
+            odd[l] = odd[l].max(x1[l]);
         }
     }
-    for (lane, &x) in lanes.iter_mut().zip(tail) {
-        *lane = if x > *lane { x } else { *lane };
+    for l in 0..WIDE {
+        even[l] = even[l].max(odd[l]);
     }
-    lanes.into_iter().fold(floor, |m, x| if x > m { x } else { m })
+    tail.iter().fold(fold(even, T::max), |m, &x| m.max(x))
 }
 
 /// `sums += x`.
@@ -178,40 +200,46 @@ pub fn philox_lanes(key: u64, mut c0: [u32; 16], mut c1: [u32; 16], site: u32) -
     let (mut k0, mut k1) = (key as u32, (key >> 32) as u32);
     for _ in 0..10 {
         for l in 0..16 {
-            let p0 = u64::from(0xD251_1F53u32) * u64::from(c0[l]);
-            let p1 = u64::from(0xCD9E_8D57u32) * u64::from(c2[l]);
+            let p0 = u64::from(M0) * u64::from(c0[l]);
+            let p1 = u64::from(M1) * u64::from(c2[l]);
             c0[l] = (p1 >> 32) as u32 ^ c1[l] ^ k0;
             c1[l] = p1 as u32;
             c2[l] = (p0 >> 32) as u32 ^ c3[l] ^ k1;
             c3[l] = p0 as u32;
         }
-        k0 = k0.wrapping_add(0x9E37_79B9);
-        k1 = k1.wrapping_add(0xBB67_AE85);
+        k0 = k0.wrapping_add(W0);
+        k1 = k1.wrapping_add(W1);
     }
     [c0, c1, c2, c3]
 }
 
-/// [`crate::philox::attention_bytes`] of 16 rows.
+/// The four calls of [`crate::philox::attention_bytes`] for 16 queries at once: word `w` of call `quad` of query `l`
+/// is `result[quad][w][l]`.
 #[inline(always)]
-pub fn attention_bytes_of_rows(
+pub fn attention_words(
     key: u64,
     site: u32,
     row_keys: [u32; 16],
     head: usize,
     block: usize,
-) -> [[u8; 64]; 16] {
-    let mut bytes = [[0u8; 64]; 16];
-    for quad in 0..4 {
+) -> [[[u32; 16]; 4]; 4] {
+    // no `from_fn`: its closure may stay a call, which would lose the vectors
+    let mut words = [[[0; 16]; 4]; 4];
+    for (quad, words) in words.iter_mut().enumerate() {
         let c0 = [((head as u32) << 16) | (block as u32 * 4 + quad as u32); 16];
-        let words = philox_lanes(key, c0, row_keys, site);
-        for (l, bytes) in bytes.iter_mut().enumerate() {
-            for w in 0..4 {
-                let word = words[w][l].to_le_bytes();
-                // bytes 4w + i of a call belong to keys (4w + i) / 2 * 8 + quad * 2 + i % 2
-                bytes[16 * w + 2 * quad..][..2].copy_from_slice(&word[..2]);
-                bytes[16 * w + 8 + 2 * quad..][..2].copy_from_slice(&word[2..]);
-            }
-        }
+        *words = philox_lanes(key, c0, row_keys, site);
+    }
+    words
+}
+
+/// Key `j`'s byte of each query: byte `j / 8 * 2 + j % 2` of call `j % 8 / 2`.
+#[inline(always)]
+pub fn attention_bytes_of_key(words: &[[[u32; 16]; 4]; 4], j: usize) -> [u32; 16] {
+    let byte = j / 8 * 2 + j % 2;
+    let words = &words[j % 8 / 2][byte / 4];
+    let mut bytes = *words;
+    for byte_of in &mut bytes {
+        *byte_of = *byte_of >> (8 * (byte % 4)) & 0xff;
     }
     bytes
 }
@@ -250,7 +278,10 @@ impl<'a, T: Scalar> Mask<'a, T> {
         }
         let row_key = self.row_keys[row];
         for (batch, x) in x.chunks_mut(256).enumerate() {
-            let c0 = std::array::from_fn(|l| (batch * 16 + l) as u32);
+            let mut c0 = [0; 16];
+            for (l, c0) in c0.iter_mut().enumerate() {
+                *c0 = (batch * 16 + l) as u32;
+            }
             let words = philox_lanes(self.key, c0, [row_key; 16], self.site);
             let mut bytes = [0u8; 256];
             for (l, group) in bytes.chunks_exact_mut(16).enumerate() {
@@ -292,11 +323,12 @@ mod tests {
     }
 
     #[test]
-    fn attention_bytes_of_rows_are_those_of_each_row() {
+    fn attention_words_hold_the_bytes_of_each_query() {
         let row_keys = std::array::from_fn(|l| 1000 + 3 * l as u32);
-        let bytes = attention_bytes_of_rows(77, 9, row_keys, 5, 2);
-        for l in 0..16 {
-            assert_eq!(bytes[l], attention_bytes(77, 9, row_keys[l], 5, 2), "row {l}");
+        let words = attention_words(77, 9, row_keys, 5, 2);
+        for (l, j) in (0..16).flat_map(|l| (0..64).map(move |j| (l, j))) {
+            let want = attention_bytes(77, 9, row_keys[l], 5, 2)[j];
+            assert_eq!(attention_bytes_of_key(&words, j)[l], u32::from(want), "query {l}, key {j}");
         }
     }
 

@@ -3,14 +3,11 @@
 
 use crate::backend::{OptimizerHyper, OptimizerStep, TensorSpan};
 use crate::cpu::Cpu;
-use crate::cpu::math::{CHUNK, add, check_range, grain, simd};
+use crate::cpu::math::{CHUNK, WIDE, add, check_range, grain, simd, vector, vector_mut};
 use crate::cpu::memory::Scratch;
 use crate::error::check_len;
 use crate::{Result, Scalar};
 use rayon::prelude::*;
-
-/// Lanes of the sums in f64.
-const WIDE: usize = 16;
 
 /// Sum of squares in f64, in a fixed order.
 #[inline(always)]
@@ -19,6 +16,7 @@ fn squares<T: Scalar>(x: &[T]) -> f64 {
     let chunks = x.chunks_exact(WIDE);
     let tail = chunks.remainder();
     for x in chunks {
+        let x = vector(x, 0);
         for l in 0..WIDE {
             let x = x[l].to_f64();
             lanes[l] += x * x;
@@ -190,15 +188,21 @@ fn lamb_moments<T: Scalar>(
     decay_rate: T,
     constants: &Constants<T>,
 ) -> [f64; 2] {
-    let mut u_squares = [0.0; WIDE];
-    let chunks = w.chunks(WIDE).zip(g.chunks(WIDE)).zip(m.chunks_mut(WIDE).zip(v.chunks_mut(WIDE)));
-    for ((w, g), (m, v)) in chunks {
-        let columns = w.iter().zip(g).zip(m.iter_mut().zip(v)).zip(&mut u_squares);
-        for (((&w, &g), (m, v)), square) in columns {
-            constants.moments(g, m, v);
-            let u = (constants.direction(*m, *v) + decay_rate * w).to_f64();
-            *square += u * u;
+    let mut sums = [0.0; WIDE];
+    let whole = w.len() / WIDE * WIDE;
+    for at in (0..whole).step_by(WIDE) {
+        let (w, g) = (vector(w, at), vector(g, at));
+        let (m, v) = (vector_mut(m, at), vector_mut(v, at));
+        for l in 0..WIDE {
+            constants.moments(g[l], &mut m[l], &mut v[l]);
+            let u = (constants.direction(m[l], v[l]) + decay_rate * w[l]).to_f64();
+            sums[l] += u * u;
         }
     }
-    [squares(w), u_squares.iter().sum()]
+    for i in whole..w.len() {
+        constants.moments(g[i], &mut m[i], &mut v[i]);
+        let u = (constants.direction(m[i], v[i]) + decay_rate * w[i]).to_f64();
+        sums[i - whole] += u * u;
+    }
+    [squares(w), sums.iter().sum()]
 }

@@ -1,6 +1,6 @@
 //! Documents gathered into blocks, the unit of work: the same for any number of threads.
 
-use super::{PIECE, Piece};
+use super::Piece;
 use crate::data::pipeline::Produced;
 use std::mem::take;
 use std::ops::Range;
@@ -25,7 +25,7 @@ pub(crate) struct RawDocument {
     pub first: bool,
 }
 
-/// About [`PIECE`] bytes of documents, all for training or all for evaluation.
+/// Documents up to a number of bytes, all for training or all for evaluation.
 #[derive(Debug, Default)]
 pub(crate) struct Block {
     pub number: u64,
@@ -40,23 +40,25 @@ pub(crate) struct Block {
 /// document cut into pieces gets one block a piece, so that it never meets itself as "another document".
 pub(crate) struct Blocks<B, E> {
     open: [Block; 2],
+    most: usize,
     blocks: u64,
     bytes_read: B,
     emit: E,
 }
 
 impl<B: Fn() -> u64, E: FnMut(Block) -> Produced> Blocks<B, E> {
-    /// `bytes_read` says how much input was read so far, `emit` takes the blocks.
-    pub fn new(bytes_read: B, emit: E) -> Self {
+    /// A block holds at most `most` bytes or one piece; `bytes_read` says how much input was read so far, `emit` takes
+    /// the blocks.
+    pub fn new(most: usize, bytes_read: B, emit: E) -> Self {
         let open = [Block::default(), Block { eval: true, ..Block::default() }];
-        Self { open, blocks: 0, bytes_read, emit }
+        Self { open, most, blocks: 0, bytes_read, emit }
     }
 
     /// Adds a piece.
     pub fn add(&mut self, piece: &Piece<'_>, eval: bool) -> Produced {
         let whole = piece.first && piece.last;
         let open = &self.open[usize::from(eval)];
-        if !whole || open.bytes.len() + piece.bytes.len() > PIECE {
+        if !whole || open.bytes.len() + piece.bytes.len() > self.most {
             self.flush(eval)?;
         }
         let open = &mut self.open[usize::from(eval)];

@@ -3,8 +3,10 @@
 mod blocks;
 mod lines;
 mod parquet;
+mod text;
 
 pub(crate) use blocks::{Block, Blocks, Form, RawDocument};
+pub(crate) use text::document_text;
 
 use crate::config::Split;
 use crate::data::pipeline::{Produced, Stop};
@@ -16,8 +18,6 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// A longer document is cut into pieces of this many bytes.
-pub(crate) const PIECE: usize = 4 << 20;
 /// A JSON line must be held whole.
 const LONGEST_JSON_LINE: usize = 64 << 20;
 /// Folders within folders; more than this is a loop of links.
@@ -47,7 +47,7 @@ pub(crate) struct InputFile {
     compression: Compression,
 }
 
-/// A stretch of a document, at most [`PIECE`] bytes, or one JSON line.
+/// A stretch of a document, at most [`Reader::piece`] bytes, or one JSON line.
 pub(crate) struct Piece<'a> {
     /// Number of the document, counted over all files.
     pub document: u64,
@@ -136,6 +136,8 @@ impl<R: Read> Read for Counted<'_, R> {
 pub(crate) struct Reader<'a> {
     pub files: &'a [InputFile],
     pub split: Split,
+    /// A longer document is cut into pieces of this many bytes.
+    pub piece: usize,
     /// Bytes read from disk so far.
     pub bytes_read: &'a AtomicU64,
     /// Where a compressed Parquet file may be unpacked: that format needs random access.
@@ -191,7 +193,7 @@ impl Reader<'_> {
     }
 
     fn text(&self, index: usize, file: &InputFile, on_piece: OnPiece<'_>) -> Produced {
-        let mut lines = BoundedLines::new(self.open(file)?, PIECE / 4);
+        let mut lines = BoundedLines::new(self.open(file)?, self.piece / 4);
         let mut document = Vec::new();
         let mut first = true;
         let piece = |bytes: &[u8], first, last, on_piece: OnPiece<'_>| {
@@ -207,7 +209,7 @@ impl Reader<'_> {
                 }
                 continue;
             }
-            if !document.is_empty() && document.len() + line.len() > PIECE {
+            if !document.is_empty() && document.len() + line.len() > self.piece {
                 let rest = document.split_off(cut(&document, self.split));
                 piece(&document, first, false, on_piece)?;
                 document = rest;
@@ -248,7 +250,8 @@ impl Reader<'_> {
             let mut rest = text;
             let mut first = true;
             while !rest.is_empty() {
-                let end = if rest.len() > PIECE { cut(&rest[..PIECE], self.split) } else { rest.len() };
+                let end =
+                    if rest.len() > self.piece { cut(&rest[..self.piece], self.split) } else { rest.len() };
                 let (bytes, tail) = rest.split_at(end);
                 let (form, last) = (Form::Plain, tail.is_empty());
                 on_piece(Piece { document: 0, file: index, line: 0, form, bytes, first, last })?;

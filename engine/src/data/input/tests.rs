@@ -7,6 +7,8 @@ use ::parquet::file::writer::SerializedFileWriter;
 use std::io::Write;
 use std::sync::Arc;
 
+const PIECE: usize = 4 << 20;
+
 type Documents = Vec<Vec<u8>>;
 
 /// The documents of files, pieces joined.
@@ -14,7 +16,7 @@ fn read(paths: &[PathBuf], split: Split) -> Result<Documents> {
     let scratch = tempfile::tempdir().unwrap();
     let files = list(paths)?;
     let counter = AtomicU64::new(0);
-    let reader = Reader { files: &files, split, bytes_read: &counter, scratch: scratch.path() };
+    let reader = Reader { files: &files, split, piece: PIECE, bytes_read: &counter, scratch: scratch.path() };
     let mut documents: Documents = Vec::new();
     let outcome = reader.read(&mut |piece| {
         assert!(piece.bytes.len() <= PIECE && !piece.bytes.is_empty());
@@ -163,4 +165,29 @@ fn long_lines_and_documents_come_in_bounded_pieces_and_lose_nothing() {
         assert!(joined == want.as_bytes());
         assert_eq!(documents.len(), if split == Split::Lines { 2 } else { 1 });
     }
+}
+
+/// A damaged Parquet file is an error or other text, never a panic; gzip and Zstandard have checksums of their own or
+/// give other text.
+#[test]
+fn flipped_bytes_never_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let texts: Vec<Option<&str>> =
+        ["some", "text", "again and again", "some"].into_iter().map(Some).collect();
+    let parquet = parquet_file(&texts, "text");
+    let (gzip, zst) = (gz(&TEXT.repeat(9)), zstd::encode_all(&TEXT.repeat(9)[..], 1).unwrap());
+    let mut errors = 0;
+    for (name, bytes) in [("a.parquet", parquet), ("a.gz", gzip), ("a.zst", zst)] {
+        for at in 0..bytes.len() {
+            let mut changed = bytes.clone();
+            changed[at] ^= 1 << (at % 8);
+            let path = dir.path().join(format!("{at}{name}"));
+            std::fs::write(&path, changed).unwrap();
+            if let Err(error) = read(std::slice::from_ref(&path), Split::Lines) {
+                assert!(error.to_string().contains(name), "{error}");
+                errors += 1;
+            }
+        }
+    }
+    assert!(errors > 100);
 }

@@ -256,3 +256,33 @@ fn a_trained_vocabulary_is_the_same_every_time() {
     let vocab = Vocab::load(&dir.path().join("data1").join(VOCAB)).unwrap();
     assert!(vocab.id("quick").is_some() && vocab.len() <= 120);
 }
+
+#[test]
+fn json_lines_are_named_when_wrong_and_invalid_utf8_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.jsonl");
+    let config = with_files(dir.path(), &PrepareConfig { eval_fraction: 0.0, ..PrepareConfig::default() });
+    let config = PrepareConfig { input: vec![path.clone()], ..config };
+    let row = b"{\"id\": 1, \"text\": \"the \\u0022dog\\u0022\\nwas lazy\"}\n".as_slice();
+    for (bad, want) in [
+        (b"{\"id\": 1}\n".as_slice(), "missing field `text`"),
+        (b"{\"text\": 3}\n", "invalid type"),
+        (b"{\"text\": \"cut", "EOF while parsing a string"),
+        (b"[1]\n", "line 3"),
+        (b"nonsense\n", "expected"),
+    ] {
+        std::fs::write(&path, [row, b"\n", bad].concat()).unwrap();
+        let message = prepare(&config, &dir.path().join("bad"), 2, &|_| {}).unwrap_err().to_string();
+        assert!(message.contains("rows.jsonl: line 3, column ") && message.contains(want), "{message}");
+    }
+    let broken = b"{\"text\": \"the \xff\xfe quick \xe2\x82 fox\"}\n";
+    std::fs::write(&path, [row, b"{\"text\": null}\n", broken, row].concat()).unwrap();
+    let out = dir.path().join("data");
+    let manifest = prepare(&config, &out, 2, &|_| {}).unwrap();
+    assert_eq!((manifest.documents, manifest.train.documents, manifest.invalid_utf8), (4, 3, 3));
+    let data = Dataset::open(&out, SplitName::Train).unwrap();
+    let tokenizer = Tokenizer::new(data.vocab()).unwrap();
+    let text: String =
+        (0..data.len()).map(|i| tokenizer.decode(&data.get(i).tokens.to_vec()) + "\n").collect();
+    assert!(text.contains("the \" dog \"") && text.contains("the quick fox"), "{text}");
+}

@@ -119,10 +119,17 @@ impl Sample {
         Self { dir, manifest, shard, manifest_text }
     }
 
+    /// Writes a new file: to overwrite one waits for the disk on some file systems.
+    fn put(&self, file: &str, bytes: &[u8]) {
+        let path = self.dir.path().join(file);
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(path, bytes).unwrap();
+    }
+
     fn open_with(&self, file: &str, bytes: &[u8]) -> crate::Result<Dataset> {
-        std::fs::write(self.dir.path().join(SHARD), &self.shard).unwrap();
-        std::fs::write(self.dir.path().join(MANIFEST), &self.manifest_text).unwrap();
-        std::fs::write(self.dir.path().join(file), bytes).unwrap();
+        self.put(SHARD, &self.shard);
+        self.put(MANIFEST, &self.manifest_text);
+        self.put(file, bytes);
         Dataset::open(self.dir.path(), SplitName::Train)
     }
 
@@ -141,8 +148,8 @@ impl Sample {
             (manifest.train.sequences, manifest.train.tokens) = (header.sequences, header.tokens);
         }
         manifest.train.shards[0].bytes = shard.len() as u64;
-        std::fs::write(self.dir.path().join(SHARD), shard).unwrap();
-        std::fs::write(self.dir.path().join(MANIFEST), manifest.seal().unwrap()).unwrap();
+        self.put(SHARD, &shard);
+        self.put(MANIFEST, manifest.seal().unwrap().as_bytes());
         Dataset::open(self.dir.path(), SplitName::Train)
     }
 }

@@ -2,9 +2,9 @@
 
 use super::{SPECIAL_TOKENS, Vocab};
 use crate::config::PrepareConfig;
-use crate::data::input::{Block, Blocks, InputFile, Reader};
+use crate::data::input::{Block, Blocks, InputFile, Reader, document_text};
 use crate::data::pipeline::ordered;
-use crate::data::prepare::{BUDGET, Phase, PrepareProgress, document_text};
+use crate::data::prepare::{BUDGET, Phase, PrepareProgress};
 use crate::data::tokenize::{PieceHasher, cut, for_each_word, is_separator};
 use crate::error::{Error, Result};
 use std::collections::{BTreeSet, HashMap};
@@ -14,6 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 
+/// Bytes of text counted at once.
+const BLOCK: usize = 2 << 20;
 /// Sizes that can be asked for.
 const SIZES: std::ops::RangeInclusive<usize> = 100..=1_000_000;
 /// Most characters of the alphabet, as in Hugging Face's BERT trainer; a quarter of a small vocabulary.
@@ -44,17 +46,7 @@ pub(crate) fn train_files(
         return Err(Error::config("prepare.train_vocab", what));
     }
     let counts = count_words(files, config, scratch, threads, progress)?;
-    train_counts(counts, size)
-}
-
-/// Trains a vocabulary of at most `size` tokens on words and their counts, as [`crate::data::prepare::prepare`] does on
-/// the words of its input. Words are taken as they are, so they should be normalized as BERT does.
-pub fn train(words: impl IntoIterator<Item = (String, u64)>, size: usize) -> Result<Vocab> {
-    let mut counts = Counts::default();
-    for (word, count) in words {
-        *counts.entry(word).or_default() += count;
-    }
-    train_counts(counts, size)
+    train(counts, size)
 }
 
 fn count_words(
@@ -65,14 +57,15 @@ fn count_words(
     progress: &(dyn Fn(&PrepareProgress) + Sync),
 ) -> Result<Counts> {
     let bytes_read = &AtomicU64::new(0);
-    let reader = Reader { files, split: config.split, bytes_read, scratch };
+    let reader = Reader { files, split: config.split, piece: BLOCK, bytes_read, scratch };
     let mut done = PrepareProgress::new(Phase::Vocabulary, files);
     let mut counts = Counts::default();
     ordered(
         threads,
-        BUDGET / 4,
+        (BUDGET / 6).min((threads + 2) * BLOCK),
         |emit| {
             let mut blocks = Blocks::new(
+                BLOCK,
                 || bytes_read.load(Relaxed),
                 |block: Block| {
                     let cost = block.bytes.len();
@@ -136,8 +129,16 @@ fn forget_rare(counts: &mut Counts, most: usize) {
     }
 }
 
-fn train_counts(counts: Counts, size: usize) -> Result<Vocab> {
-    let mut words: Vec<(String, u64)> = counts.into_iter().filter(|(word, _)| !word.is_empty()).collect();
+/// Trains a vocabulary of at most `size` tokens on words and their counts, in any order. Words are taken as they are,
+/// so they should be normalized as BERT does.
+pub fn train(words: impl IntoIterator<Item = (String, u64)>, size: usize) -> Result<Vocab> {
+    let mut words: Vec<(String, u64)> = words.into_iter().filter(|(word, _)| !word.is_empty()).collect();
+    words.sort_unstable();
+    words.dedup_by(|later, first| {
+        let same = later.0 == first.0;
+        first.1 += if same { later.1 } else { 0 };
+        same
+    });
     words.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
     let alphabet = alphabet(&words, ALPHABET.min(size / 4));
     words.retain(|(word, _)| word.chars().all(|c| alphabet.contains(&c)));
