@@ -75,9 +75,9 @@ fn a_signal_that_was_ignored_from_the_start_stays_ignored() {
 #[test]
 fn a_second_signal_does_not_wait_for_the_step() {
     let place = Workplace::with_corpus();
-    // steps of a second or more
-    let line = "--config tiny.toml --steps 100 --set model.layers=4 --set model.hidden=128 --set \
-                model.intermediate=512 --set train.batch_sequences=1000 --set train.log_every=1";
+    // many small parts make a step of a second or more
+    let line = "--config tiny.toml --steps 100 --set train.batch_sequences=40000 --set train.accumulation=5000 \
+                --set train.log_every=1";
     let ran = signalled(&place, line, &["INT", "INT"]);
     assert_eq!(ran.code, Some(130), "{}\n{}", ran.stdout, ran.stderr);
     assert!(ran.stdout.is_empty() && !place.path("run/checkpoints").exists(), "{}", ran.stdout);
