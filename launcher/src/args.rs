@@ -8,12 +8,13 @@ const TRAIN_EXAMPLE: &str = "\
 Example:
   launcher --config configs/quickstart.toml --run runs/first --set train.batch_sequences=16
 
-Settings come from the defaults, then the configuration file, then --set, then the options above. Relative paths,
+Settings come from the defaults, then the configuration file, then --set, then the options above. Relative paths, \
 those in a configuration file too, are relative to the current directory.
 
-Exit codes: 0 done; 2 wrong usage; 1 anything else. SIGINT, SIGTERM and SIGHUP end training after the current step
+Exit codes: 0 done; 2 wrong usage; 1 anything else. SIGINT, SIGTERM and SIGHUP end training after the current step \
 with a checkpoint written and exit with 128 + the signal's number; a second one ends it at once.
-RUST_LOG=info shows more messages, RUST_LOG=debug all.";
+
+RUST_LOG=info shows more of what is done, RUST_LOG=debug the whole configuration too.";
 
 /// Trains BERT from text: MLM and next-sentence prediction, with hand-written forward and backward passes.
 ///
@@ -104,10 +105,10 @@ pub struct PrepareArgs {
     /// What plain text is: one sentence a line with a blank line between documents, or prose
     #[arg(long, value_enum, default_value_t = Split::Lines)]
     pub split: Split,
-    /// Sentence pairs with a next-sentence label [default]
+    /// Sentence pairs with a next-sentence label [default: on]
     #[arg(long, action = ArgAction::SetTrue, overrides_with = "no_nsp")]
     pub nsp: bool,
-    /// Full sentences without a label
+    /// Full sentences without a label [default: off]
     #[arg(long, action = ArgAction::SetTrue, overrides_with = "nsp")]
     pub no_nsp: bool,
     /// Masks drawn anew at load time, or once and stored
@@ -179,7 +180,7 @@ pub struct EvalArgs {
 Example:
   launcher fill-mask --model runs/quickstart/model \"The capital of [MASK] is Paris.\"")]
 pub struct FillMaskArgs {
-    /// Hugging Face model folder with its vocab.txt, or a run folder or checkpoint
+    /// Hugging Face model folder with its vocab.txt, or a run folder
     #[arg(long, value_name = "DIR")]
     pub model: PathBuf,
     /// Text with one or more [MASK]

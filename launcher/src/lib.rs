@@ -56,5 +56,7 @@ fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<u8> {
 /// Starts the threads that all computation shares; 0 is one for each core.
 fn start_threads(threads: usize) -> anyhow::Result<()> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("compute-{i}"));
-    pool.build_global().map_err(|e| anyhow::anyhow!("cannot start {threads} threads: {e}; ask for fewer"))
+    pool.build_global().map_err(|e| anyhow::anyhow!("cannot start {threads} threads: {e}; ask for fewer"))?;
+    tracing::info!("{} threads", rayon::current_num_threads());
+    Ok(())
 }

@@ -42,6 +42,9 @@ impl Model {
                 "{dir}: {WEIGHTS} has no MLM head (cls.predictions.…); use a model trained with BertForPreTraining"
             );
         }
+        for name in &imported.ignored {
+            tracing::info!("{}: {name} is not part of the model", dir.display());
+        }
         let has_nsp = !lacks("bert.pooler.") && !lacks("cls.seq_relationship.");
         let mut bert = Bert::new(Cpu::new(), &imported.model)?;
         bert.load_weights(&imported.weights)?;

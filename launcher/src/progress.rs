@@ -59,13 +59,6 @@ impl Bar {
             bar.finish_and_clear();
         }
     }
-
-    /// Leaves the bar as it is.
-    fn leave(&self) {
-        if let Some(bar) = &self.0 {
-            bar.abandon();
-        }
-    }
 }
 
 /// A preparation's progress.
@@ -123,18 +116,23 @@ impl PrepareBar {
 pub struct TrainProgress {
     prepare: Option<PrepareBar>,
     steps: Option<Bar>,
+    /// The newest step's line, which the bar shows and leaves behind.
+    newest: Option<String>,
 }
 
 impl TrainProgress {
     /// Shows nothing until something is done.
     pub fn new() -> Self {
-        Self { prepare: None, steps: None }
+        Self { prepare: None, steps: None, newest: None }
     }
 
     /// Leaves the terminal to what follows.
-    pub fn finish(&self) {
-        if let Some(bar) = &self.steps {
-            bar.leave();
+    pub fn finish(&mut self) {
+        if let Some(bar) = self.steps.take() {
+            bar.finish();
+        }
+        if let Some(line) = self.newest.take() {
+            exit::say(&line);
         }
         if let Some(prepare) = &self.prepare {
             prepare.finish();
@@ -179,7 +177,10 @@ impl Observer for TrainProgress {
         let StepProgress { step, total, seconds_left, logged } = *progress;
         let numbers = step_numbers(record, seconds_left);
         match &self.steps {
-            Some(bar) if bar.0.is_some() => bar.set(step, total, numbers),
+            Some(bar) if bar.0.is_some() => {
+                self.newest = Some(format!("step {step}/{total}  {numbers}"));
+                bar.set(step, total, numbers);
+            }
             _ if logged => exit::say(&format!("step {step}/{total}  {numbers}")),
             _ => {}
         }

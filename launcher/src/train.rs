@@ -17,6 +17,7 @@ pub fn run(args: &TrainArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
         bail!("{NO_GPU}");
     }
     warn_of_short_run(&config);
+    tracing::debug!("configuration {}:\n{}", config.hash(), config.to_toml()?);
     crate::start_threads(config.train.threads)?;
     signals::watch()?;
     let options = Options { resume: args.resume, stop: &signals::STOP };
@@ -62,8 +63,8 @@ fn warn_of_short_run(config: &Config) {
     let warmup_end = config.schedule.start_warmup_step + config.schedule.warmup_steps;
     let steps = config.train.steps;
     if i64::try_from(steps).is_ok_and(|steps| steps < warmup_end) {
-        tracing::warn!(
-            "the warmup ends at step {warmup_end}, the run at step {steps}: it never reaches schedule.lr"
-        );
+        exit::say(&format!(
+            "warning: the warmup ends at step {warmup_end}, the run at step {steps}: it never reaches schedule.lr"
+        ));
     }
 }

@@ -17,11 +17,11 @@ fn signalled(place: &Workplace, line: &str, signals: &[&str]) -> Ran {
         }
     };
     wait_for("step ", &mut said);
-    for signal in signals {
-        Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
-        if signals.len() > 1 {
+    for (number, signal) in signals.iter().enumerate() {
+        if number > 0 {
             wait_for("again to end at once", &mut said);
         }
+        Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
     }
     stderr.read_to_string(&mut said).unwrap();
     let output = child.wait_with_output().unwrap();
@@ -46,7 +46,7 @@ fn each_signal_ends_training_with_a_checkpoint_and_its_own_code() {
 #[test]
 fn a_run_that_a_signal_ended_goes_on_where_it_stood() {
     let place = Workplace::with_corpus();
-    let config = "--config tiny.toml --steps 1000 --set train.log_every=5";
+    let config = "--config tiny.toml --steps 1000 --set train.log_every=5 --set train.checkpoint_every=200";
     place.line(&format!("{config} --run whole")).done();
     let ran = signalled(&place, &format!("{config} --run parts"), &["TERM"]);
     assert_eq!(ran.code, Some(143), "{}\n{}", ran.stdout, ran.stderr);
@@ -70,4 +70,15 @@ fn a_signal_that_was_ignored_from_the_start_stays_ignored() {
         Command::new("bash").args(["-c", &script]).current_dir(place.path("")).output().unwrap().status;
     assert_eq!(status.code(), Some(0));
     assert!(place.path("run/model/model.safetensors").is_file());
+}
+
+#[test]
+fn a_second_signal_does_not_wait_for_the_step() {
+    let place = Workplace::with_corpus();
+    // many small parts make a step of a second or more
+    let line = "--config tiny.toml --steps 100 --set train.batch_sequences=40000 --set train.accumulation=5000 \
+                --set train.log_every=1";
+    let ran = signalled(&place, line, &["INT", "INT"]);
+    assert_eq!(ran.code, Some(130), "{}\n{}", ran.stdout, ran.stderr);
+    assert!(ran.stdout.is_empty() && !place.path("run/checkpoints").exists(), "{}", ran.stdout);
 }
