@@ -76,6 +76,12 @@ fn hint(source: &std::io::Error) -> &'static str {
         PermissionDenied | ReadOnlyFilesystem => {
             "; choose a folder that you may write to, or change its permissions"
         }
+        FileTooLarge => {
+            "; raise the limit on the size of files (ulimit -f) or choose another file system, nothing written \
+             before is lost"
+        }
+        NotADirectory => "; a part of this path is a file, choose another path",
+        IsADirectory => "; a folder has the name of this file, move it away",
         NotFound => "; check the path",
         _ => "",
     }

@@ -36,6 +36,7 @@ pub fn main() -> ExitCode {
         }
     };
     logging::start();
+    signals::outlive_file_limits();
     let mut out = BufWriter::new(std::io::stdout().lock());
     let result = run(&cli, &mut out).and_then(|code| Ok(out.flush().map(|()| code)?));
     exit::report(result)

@@ -35,6 +35,7 @@ impl Model {
     pub fn load(path: &Path) -> anyhow::Result<Self> {
         let dir = folder(path);
         let imported = hf::import(&dir)?;
+        imported.check_finite(&dir)?;
         let lacks = |prefix: &str| imported.missing.iter().any(|name| name.starts_with(prefix));
         if lacks("cls.predictions.") {
             let dir = dir.display();

@@ -2,8 +2,9 @@
 //! the process; at any other time the first one ends it.
 
 use crate::exit;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 /// The number of the signal that asks training to end; 0 until there is one.
@@ -29,6 +30,13 @@ pub fn watch() -> anyhow::Result<()> {
         }
     });
     Ok(())
+}
+
+/// A write beyond the limit on the size of files (`ulimit -f`) fails, which names the file, instead of ending the
+/// process.
+pub fn outlive_file_limits() {
+    // without the handler such a write ends the process, as it does by default
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::default());
 }
 
 /// From here on a signal waits for a checkpoint.

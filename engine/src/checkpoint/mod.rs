@@ -20,7 +20,7 @@ use crate::config::ModelConfig;
 use crate::error::{During, Error, Result};
 use crate::table::{Tensor, TensorTable};
 use safetensors::Dtype;
-use staging::{Staging, discard, read_small, recover, write_file};
+use staging::{REPLACED, Staging, discard, read_small, recover, write_file};
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::ErrorKind;
@@ -217,6 +217,19 @@ pub fn list(run: &Path) -> Result<Vec<(u64, PathBuf)>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// Whether a run has a checkpoint, whole or not; one counts that a killed process was about to replace.
+///
+/// # Errors
+/// What the system answers.
+pub fn holds_any(run: &Path) -> Result<bool> {
+    let replaced = || {
+        let names = fs::read_dir(folder(run)).into_iter().flatten().flatten().map(|entry| entry.file_name());
+        let prefix = format!("{REPLACED}{STEP}");
+        names.into_iter().any(|name| name.to_str().is_some_and(|name| name.starts_with(&prefix)))
+    };
+    Ok(!list(run)?.is_empty() || replaced())
 }
 
 /// The newest whole checkpoint of a run, or none if it has no checkpoint. For the process that trains: leftovers of

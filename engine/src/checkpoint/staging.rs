@@ -11,7 +11,7 @@ use xxhash_rust::xxh3::Xxh3;
 /// Being written. Worthless if the process ended.
 const TEMPORARY: &str = ".tmp-";
 /// Being replaced. Goes back to its place if the replacement did not arrive.
-const REPLACED: &str = ".old-";
+pub(super) const REPLACED: &str = ".old-";
 /// Being removed.
 const REMOVED: &str = ".trash-";
 

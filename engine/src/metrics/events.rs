@@ -17,17 +17,16 @@ pub(super) struct EventFile {
 }
 
 impl EventFile {
-    /// Starts a file. After a resume, TensorBoard is told that steps after `resume_step` come again.
+    /// Starts a file. TensorBoard is told that steps after `resume_step` come again, or, without, all of them: a
+    /// process killed before its first checkpoint leaves a file too.
     pub(super) fn create(folder: &Path, resume_step: Option<u64>) -> Result<Self> {
         fs::create_dir_all(folder).during("cannot create", folder)?;
         let (file, path) = new_file(folder)?;
         let mut events = Self { file, path };
         // Event.file_version = 3
         events.record(&event(0, &bytes_field(3, b"brain.Event:2")))?;
-        if let Some(step) = resume_step {
-            // Event.session_log = 7 with SessionLog.status = 1 being START = 1: forget this step and later ones.
-            events.record(&event(step + 1, &bytes_field(7, &[0x08, 1])))?;
-        }
+        // Event.session_log = 7 with SessionLog.status = 1 being START = 1: forget this step and later ones.
+        events.record(&event(resume_step.unwrap_or(0) + 1, &bytes_field(7, &[0x08, 1])))?;
         Ok(events)
     }
 

@@ -1,14 +1,16 @@
 //! What a run writes: metrics, the MLLOG file, checkpoints, the exported model, the report.
 
 use super::setup::Setup;
-use crate::Result;
 use crate::checkpoint::{self, TrainState, hf};
 use crate::config::{Config, OptimizerKind};
 use crate::data::shards::VOCAB;
 use crate::metrics::{EvalRecord, MetricsLog, TrainRecord};
 use crate::mllog::{MlLog, keys};
 use crate::report::{self, ReportSummary};
+use crate::table::Tensor;
+use crate::{Error, Result};
 use kernels::Backend;
+use std::path::Path;
 
 /// The open files of a run.
 pub struct Artifacts {
@@ -60,8 +62,20 @@ impl Artifacts {
     pub fn checkpoint<B: Backend<Acc = f32>>(&mut self, setup: &Setup<B>) -> Result<()> {
         let Setup { config, bert, optimizer, state, .. } = setup;
         let weights = bert.weights()?;
+        let broken = |t: &&Tensor| weights[t.range()].iter().any(|w| !w.is_finite());
+        if let Some(tensor) = bert.table().tensors.iter().find(broken) {
+            // A checkpoint of it would be worthless, and take the place of a good one.
+            let what = format!("step {}: {} is not finite after the update", state.step, tensor.name);
+            return Err(Error::Training(format!("{what}; {}", last_good(&config.train.run))));
+        }
         let [m, v] = optimizer.moments(bert.backend())?;
         checkpoint::save(&config.train.run, state, &config.model, bert.table(), &weights, &m, &v)?;
+        self.prune(setup)
+    }
+
+    /// Removes the checkpoints that need not be kept.
+    pub fn prune<B: Backend>(&self, setup: &Setup<B>) -> Result<()> {
+        let Setup { config, state, .. } = setup;
         checkpoint::prune(&config.train.run, config.train.keep_checkpoints, state.best_step)
     }
 
@@ -122,6 +136,18 @@ impl Artifacts {
             }
         }
         results
+    }
+}
+
+/// What a run that cannot go on leaves, and what to do with it.
+pub fn last_good(run: &Path) -> String {
+    match checkpoint::list(run).ok().and_then(|mut all| all.pop()) {
+        Some((_, newest)) => format!(
+            "the last good checkpoint is kept in {}: resume with train.on_nonfinite = \"skip\", or start another run \
+             from it (model.init_from) with a lower schedule.lr",
+            newest.display()
+        ),
+        None => "there is no checkpoint yet: start again with a lower schedule.lr".to_owned(),
     }
 }
 

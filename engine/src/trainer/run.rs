@@ -1,6 +1,6 @@
 //! The step loop.
 
-use super::artifacts::Artifacts;
+use super::artifacts::{Artifacts, last_good};
 use super::setup::Setup;
 use super::{Ending, Observer, Options, Outcome, RunInfo, StepProgress};
 use crate::config::OnNonFinite;
@@ -237,11 +237,7 @@ impl<B: Backend<Acc = f32>> Run<B> {
                 observer.message(&format!("{what}; the update is skipped"));
                 Ok(())
             }
-            OnNonFinite::Stop => Err(Error::Training(format!(
-                "{what}; the last good checkpoint is kept in {}: resume with a lower schedule.lr, or with \
-                 train.on_nonfinite = \"skip\"",
-                config.train.run.join("checkpoints").display()
-            ))),
+            OnNonFinite::Stop => Err(Error::Training(format!("{what}; {}", last_good(&config.train.run)))),
         }
     }
 
@@ -307,6 +303,8 @@ impl<B: Backend<Acc = f32>> Run<B> {
         }
         let success = ending == Ending::TargetReached || self.setup.config.train.target_accuracy.is_none();
         self.artifacts.run_stop(&self.setup.state, success)?;
+        // An earlier process may have been killed between its last checkpoint and this.
+        self.artifacts.prune(&self.setup)?;
         let summary = self.artifacts.export(&self.setup)?;
         Ok(Outcome { ending, run: self.setup.config.train.run.clone(), summary })
     }

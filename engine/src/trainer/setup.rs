@@ -4,7 +4,8 @@ use super::{Observer, Options};
 use crate::checkpoint::{self, TrainState, hf};
 use crate::config::{Config, PrepareConfig};
 use crate::data::prepare;
-use crate::data::shards::{Dataset, MANIFEST, Manifest, SplitName};
+use crate::data::shards::{Dataset, MANIFEST, Manifest, SplitName, VOCAB};
+use crate::data::vocab::Vocab;
 use crate::error::During;
 use crate::mllog::{MlLog, keys};
 use crate::model::{Bert, init};
@@ -184,6 +185,7 @@ fn resolve_model(
     let mut start = None;
     if let Some(dir) = model.init_from.clone() {
         let mut imported = hf::import(&dir)?;
+        imported.check_finite(&dir)?;
         for name in &imported.missing {
             observer.message(&format!("{}: no tensor `{name}`: it starts at random", dir.display()));
         }
@@ -208,6 +210,9 @@ fn resolve_model(
             ),
         ));
     }
+    if let Some(dir) = &model.init_from {
+        same_vocabulary(&dir.join(VOCAB), manifest)?;
+    }
     let longest = manifest.train.longest.max(manifest.eval.longest);
     if longest > model.max_positions {
         return Err(Error::config(
@@ -223,31 +228,70 @@ fn resolve_model(
     Ok(start)
 }
 
+/// Refuses to start from a model whose vocabulary, where one lies beside it, is not the data's.
+fn same_vocabulary(file: &Path, manifest: &Manifest) -> Result<()> {
+    if !file.is_file() {
+        return Ok(());
+    }
+    let (theirs, ours) = (Vocab::load(file)?, &manifest.vocab_sha256);
+    if theirs.sha256() == ours {
+        return Ok(());
+    }
+    let theirs = theirs.sha256();
+    Err(Error::file(
+        file,
+        format!(
+            "is not the data's vocabulary: sha256 {theirs}, the data's {ours}; prepare the data with this one"
+        ),
+    ))
+}
+
 /// Makes the run folder, or refuses one that holds another run.
 fn claim_run_folder(config: &Config, resume: bool) -> Result<()> {
     let run = &config.train.run;
     fs::create_dir_all(run).during("cannot create the run folder", run)?;
     let file = run.join(CONFIG_FILE);
-    let used = !checkpoint::list(run)?.is_empty() || run.join("model").exists();
+    let used = checkpoint::holds_any(run)? || run.join("model").exists();
     if used && !resume {
         return Err(Error::file(
             run,
             "already holds a run; add --resume to go on with it, or choose another folder with --run",
         ));
     }
-    if used && file.exists() {
-        let before = Config::load(Some(&file), &[])?;
-        if let Some((key, was, is)) = before.difference(config) {
-            return Err(Error::file(
-                run,
-                format!(
-                    "belongs to a run with {key} = {was}, now {is}; resume with the same configuration, or choose \
-                     another folder with --run"
-                ),
-            ));
-        }
+    if used {
+        same_run(run, &file, config)?;
     }
     write_config(&file, config)
+}
+
+/// Refuses to go on with the run of another configuration. Without its config.toml the checkpoints tell.
+fn same_run(run: &Path, file: &Path, config: &Config) -> Result<()> {
+    const REMEDY: &str = "resume with the same configuration, or choose another folder with --run";
+    if file.exists() {
+        let before = Config::load(Some(file), &[]).map_err(|error| match error {
+            Error::File { path, what } => {
+                Error::File { path, what: format!("{what}; restore this file, or remove it and resume") }
+            }
+            other => other,
+        })?;
+        return match before.difference(config) {
+            None => Ok(()),
+            Some((key, was, is)) => {
+                Err(Error::file(run, format!("belongs to a run with {key} = {was}, now {is}; {REMEDY}")))
+            }
+        };
+    }
+    let states = checkpoint::list(run)?.into_iter().rev().map(|(_, path)| checkpoint::read_state(&path));
+    match states.flatten().find(|state| state.config_hash != config.hash()) {
+        None => Ok(()),
+        Some(state) => Err(Error::file(
+            file,
+            format!(
+                "is missing, and the checkpoint of step {} is of another configuration; {REMEDY}",
+                state.step
+            ),
+        )),
+    }
 }
 
 fn write_config(file: &Path, config: &Config) -> Result<()> {

@@ -7,7 +7,7 @@ use super::super::{CONFIG, MODEL, verify};
 use super::config;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::table::{Init, TensorTable};
+use crate::table::{Init, Tensor, TensorTable};
 use safetensors::Dtype;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,26 @@ pub struct Imported {
     pub missing: Vec<String>,
     /// Tensors of the file that the model has no place for, a classifier for example.
     pub ignored: Vec<String>,
+}
+
+impl Imported {
+    /// Refuses weights that no model can compute with; `dir` is where they come from.
+    ///
+    /// # Errors
+    /// Names the first tensor that has a value that is not finite.
+    pub fn check_finite(&self, dir: &Path) -> Result<()> {
+        let broken = |t: &&Tensor| self.weights[t.range()].iter().any(|w| !w.is_finite());
+        match self.table.tensors.iter().find(broken) {
+            None => Ok(()),
+            Some(tensor) => Err(Error::file(
+                dir.join(MODEL),
+                format!(
+                    "{} holds a value that is not finite; fetch the file again or choose another",
+                    tensor.name
+                ),
+            )),
+        }
+    }
 }
 
 /// What becomes of a tensor in the file.
