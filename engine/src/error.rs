@@ -81,6 +81,7 @@ fn hint(source: &std::io::Error) -> &'static str {
              before is lost"
         }
         NotADirectory => "; a part of this path is a file, choose another path",
+        AlreadyExists => "; something else has this name, choose another",
         IsADirectory => "; a folder has the name of this file, move it away",
         NotFound => "; check the path",
         _ => "",

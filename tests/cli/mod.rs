@@ -12,23 +12,23 @@ use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 /// How a command ended.
-struct Ran {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
+pub struct Ran {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
 }
 
 impl Ran {
     /// Standard output of a command that must succeed.
     #[track_caller]
-    fn done(self) -> String {
+    pub fn done(self) -> String {
         assert_eq!(self.code, Some(0), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
         self.stdout
     }
 
     /// The one line that a command that must fail says.
     #[track_caller]
-    fn failed(self) -> String {
+    pub fn failed(self) -> String {
         assert_eq!(self.code, Some(1), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
         let line = self.stderr.lines().last().unwrap_or_default().to_owned();
         let message = line.strip_prefix("error: ").unwrap_or_else(|| panic!("stderr:\n{}", self.stderr));
@@ -38,45 +38,45 @@ impl Ran {
 }
 
 /// A folder to run commands in.
-struct Workplace {
+pub struct Workplace {
     dir: TempDir,
 }
 
 impl Workplace {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { dir: TempDir::new().unwrap() }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, content).unwrap();
         path
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_launcher"));
         command.args(args).current_dir(self.dir.path()).stdin(Stdio::null()).env_remove("RUST_LOG");
         command
     }
 
-    fn run(&self, args: &[&str]) -> Ran {
+    pub fn run(&self, args: &[&str]) -> Ran {
         let output = self.command(args).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
 
     /// As [`Self::run`], the arguments separated by spaces.
-    fn line(&self, line: &str) -> Ran {
+    pub fn line(&self, line: &str) -> Ran {
         self.run(&line.split_whitespace().collect::<Vec<_>>())
     }
 
     /// A corpus in `text.txt`, its vocabulary in `vocab.txt` and a tiny model's configuration in `tiny.toml`.
-    fn with_corpus() -> Self {
+    pub fn with_corpus() -> Self {
         let place = Self::new();
         place.write("vocab.txt", vocabulary());
         place.write("text.txt", corpus(60));
@@ -122,14 +122,14 @@ const SUBJECTS: [&str; 6] = ["cat", "dog", "king", "ship", "river", "child"];
 const VERBS: [&str; 5] = ["sees", "finds", "follows", "leaves", "hears"];
 const OBJECTS: [&str; 6] = ["house", "mountain", "song", "road", "garden", "star"];
 
-fn vocabulary() -> String {
+pub fn vocabulary() -> String {
     let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "a", "and", "."];
     let words = special.into_iter().chain(SUBJECTS).chain(VERBS).chain(OBJECTS);
     words.map(|word| format!("{word}\n")).collect()
 }
 
 /// Documents of a few sentences, one a line.
-fn corpus(documents: usize) -> String {
+pub fn corpus(documents: usize) -> String {
     let mut text = String::new();
     for d in 0..documents {
         for s in 0..4 + d % 3 {
@@ -143,7 +143,7 @@ fn corpus(documents: usize) -> String {
 }
 
 /// All files below a folder.
-fn files(dir: &Path) -> Vec<PathBuf> {
+pub fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
