@@ -85,6 +85,15 @@ impl<'a> Golden<'a> {
                 return Err(Error::file(self.path, format!("`{name}` is {shape:?}, config says {want:?}")));
             }
         }
+        let more = format!("param.bert.encoder.layer.{}.output.dense.weight", c.layers);
+        if self.tensors.tensor(&more).is_ok() {
+            let what = format!("holds `{more}`, config says {} layers", c.layers);
+            return Err(Error::file(self.path, what));
+        }
+        if !(c.layer_norm_eps.is_finite() && c.layer_norm_eps > 0.0) {
+            let what = format!("config: layer_norm_eps is {}, expected more than 0", c.layer_norm_eps);
+            return Err(Error::file(self.path, what));
+        }
         Ok(())
     }
 
@@ -115,13 +124,14 @@ impl<'a> Golden<'a> {
         Ok((values, view.shape().to_vec()))
     }
 
-    pub(super) fn checked(&self, name: &str, want: usize) -> Result<Vec<f64>> {
-        let values = self.floats(name)?;
-        if values.len() != want {
-            let what = format!("`{name}` has {} elements, expected {want}", values.len());
+    /// A float tensor of this shape.
+    pub(super) fn checked(&self, name: &str, want: &[usize]) -> Result<Vec<f64>> {
+        let view = self.tensor(name)?;
+        if view.shape() != want {
+            let what = format!("`{name}` has shape {:?}, expected {want:?}", view.shape());
             return Err(Error::file(self.path, what));
         }
-        Ok(values)
+        self.floats(name)
     }
 
     /// The sequences of batch `index`, without padding.
@@ -136,6 +146,12 @@ impl<'a> Golden<'a> {
         let next = field("next_sentence_label")?.0;
         if [mask.len(), types.len(), labels.len()] != [ids.len(); 3] || next.len() != rows {
             return Err(Error::file(self.path, format!("batch{index}: its tensors differ in shape")));
+        }
+        if rows == 0 {
+            return Err(Error::file(
+                self.path,
+                format!("batch{index}.input_ids has shape {shape:?}: no sequence"),
+            ));
         }
         let small = |what: &str, value: i64, limit: usize| {
             u32::try_from(value).ok().filter(|&v| (v as usize) < limit).ok_or_else(|| {
@@ -169,9 +185,9 @@ impl<'a> Golden<'a> {
 
     /// The rows of a padded [B, S, width] tensor that are tokens.
     pub(super) fn unpadded(&self, name: &str, sequences: &[Sequence], width: usize) -> Result<Vec<f64>> {
-        let padded = sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
-        let cols = self.tensor(name)?.shape().get(1).copied().unwrap_or(padded);
-        let values = self.checked(name, sequences.len() * cols * width)?;
+        let longest = sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
+        let cols = self.tensor(name)?.shape().get(1).copied().unwrap_or(0).max(longest);
+        let values = self.checked(name, &[sequences.len(), cols, width])?;
         Ok(sequences
             .iter()
             .enumerate()
@@ -183,7 +199,7 @@ impl<'a> Golden<'a> {
     pub(super) fn initial_weights(&self, table: &TensorTable) -> Result<Vec<f32>> {
         let mut weights = vec![0.0; table.len];
         for tensor in &table.tensors {
-            let values = self.checked(&format!("param.{}", tensor.name), tensor.len())?;
+            let values = self.checked(&format!("param.{}", tensor.name), &tensor.shape)?;
             for (w, v) in weights[tensor.range()].iter_mut().zip(values) {
                 *w = v as f32;
             }
