@@ -267,12 +267,21 @@ fn input_that_is_damaged_leaves_no_data_folder() {
     place.write("text.gz", "not gzip");
     place.write("text.zst", "not zstd");
     place.write("text.parquet", "PAR1 not parquet PAR1");
+    place.write("negative.parquet", NEGATIVE);
     place.write("text.jsonl", "{\"text\": \"the cat\"}\n{\"text\": 3}\n");
     place.write("latin.txt", [corpus(3).as_bytes(), b"caf\xe9 \xff\xfe the cat .\n"].concat());
-    for input in ["text.gz", "text.zst", "text.parquet", "text.jsonl"] {
+    for input in ["text.gz", "text.zst", "text.parquet", "negative.parquet", "text.jsonl"] {
         says(&message(place.line(&format!("prepare --input {input} --vocab vocab.txt --out o"))), &[input]);
         assert_eq!(names(&place.path("")).iter().filter(|n| n.starts_with('o')).count(), 0, "{input}");
     }
     let said = place.line("prepare --input latin.txt --vocab vocab.txt --out o").done();
     says(&said, &["not UTF-8 and were replaced"]);
 }
+
+/// Two texts, and a column that should have a negative length: the crate that reads Parquet panics at that.
+const NEGATIVE: &[u8] =
+    b"PAR1\x15\x00\x15(\x15(,\x15\x04\x15\x00\x15\x06\x15\x06\x00\x00\x07\x00\x00\x00the\x20cat\x05\x00\
+    \x00\x00a\x20dog\x15\x02\x19,H\x01m\x15\x02\x00\x15\x0c%\x00\x18\x04text%\x00\x00\x16\x04\x19\x1c\
+    \x19\x1c&\x00\x1c\x15\x0c\x19%\x00\x06\x19\x18\x04text\x15\x00\x16\x04\x16J\x16\x01&\x08I\x1c\x15\
+    \x00\x15\x00\x15\x02\x00\x00\x00\x16J\x16\x04&\x08\x16J\x14\x00\x00(\x01x\x19\x1c\x1c\x00\x00\x00V\
+    \x00\x00\x00PAR1";

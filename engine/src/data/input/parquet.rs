@@ -6,9 +6,11 @@ use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::errors::{ParquetError, Result};
 use parquet::file::reader::{FileReader, SerializedFileReader};
+use std::cell::Cell;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::path::Path;
+use std::sync::Once;
 
 /// Rows decoded at once.
 const ROWS: usize = 64;
@@ -69,8 +71,25 @@ fn open_column(
     }
 }
 
-/// The crate may panic on a damaged file; that must not end a program that only reads one.
+/// The crate may panic on a damaged file; that must neither end a program that only reads one nor fill its standard
+/// error.
 fn guarded<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(f))
-        .unwrap_or_else(|_| Err(ParquetError::General("its bytes make no sense".into())))
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let usual = take_hook();
+        set_hook(Box::new(move |panic| {
+            if !GUARDED.get() {
+                usual(panic);
+            }
+        }));
+    });
+    GUARDED.set(true);
+    let result = catch_unwind(AssertUnwindSafe(f));
+    GUARDED.set(false);
+    result.unwrap_or_else(|_| Err(ParquetError::General("its bytes make no sense".into())))
+}
+
+thread_local! {
+    /// Whether a panic of this thread is one that [`guarded`] turns into an error.
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
