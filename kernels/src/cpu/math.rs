@@ -18,7 +18,7 @@ const SERIAL: usize = 1 << 14;
 const BLOCKS: usize = 64;
 
 /// Runs `f` compiled for the widest vectors that the machine has. `f` and what it calls must be inlined to profit,
-/// hence the macro [`simd!`].
+/// hence the macro `simd!`.
 #[inline(always)]
 pub fn dispatch<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
