@@ -3,9 +3,10 @@
 
 Usage: python3 tools/check_transformers.py MODEL_DIR BATCH.safetensors [--tolerance 1e-4]
 
-The batch holds input_ids, attention_mask, token_type_ids, labels (B, S) and next_sentence_label (B), i64, as a golden file
-does, with or without the prefix `batch0.`. If it also holds the tensors `mlm_loss` or `nsp_loss` (one number), or metadata of
-these names, they are compared. Losses are computed in float64 from the stored weights, without dropout.
+The batch holds input_ids, attention_mask, token_type_ids, labels (B, S) and, if there are sentence pairs,
+next_sentence_label (B), i64, as a golden file does and as `launcher eval --dump-batch` writes it, with or without the
+prefix `batch0.`. If it also holds the tensors `mlm_loss` or `nsp_loss` (one number), or metadata of these names, they are
+compared. Losses are computed in float64 from the stored weights, without dropout.
 
 Prints one JSON object. Exits with 1 if transformers misses a weight, finds one that it does not know, or a loss differs
 by more than the tolerance. Needs PyTorch, transformers and safetensors (tools/peer_setup.sh).
@@ -23,7 +24,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer, BertForPreTraining
 
-FIELDS = ["input_ids", "attention_mask", "token_type_ids", "labels", "next_sentence_label"]
+INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
+NEXT_SENTENCE = "next_sentence_label"
 TIED = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
 
 
@@ -32,10 +34,12 @@ def read_batch(path):
     with safe_open(path, "pt") as f:
         names, metadata = set(f.keys()), f.metadata() or {}
         prefix = "batch0." if "batch0.input_ids" in names else ""
-        missing = [prefix + k for k in FIELDS if prefix + k not in names]
+        fields = [*INPUTS, "labels"]
+        missing = [prefix + k for k in fields if prefix + k not in names]
         if missing:
             sys.exit(f"{path}: lacks {', '.join(missing)}")
-        batch = {k: f.get_tensor(prefix + k).long() for k in FIELDS}
+        fields += [NEXT_SENTENCE] if prefix + NEXT_SENTENCE in names else []
+        batch = {k: f.get_tensor(prefix + k).long() for k in fields}
         claimed = {}
         for name in ("mlm_loss", "nsp_loss"):
             if name in names:
@@ -47,11 +51,13 @@ def read_batch(path):
 
 @torch.no_grad()
 def losses(model, batch):
-    out = model(**{k: batch[k] for k in FIELDS[:3]})
+    out = model(**{k: batch[k] for k in INPUTS})
     cross_entropy = torch.nn.functional.cross_entropy
     mlm = cross_entropy(out.prediction_logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=-100)
-    nsp = cross_entropy(out.seq_relationship_logits, batch["next_sentence_label"])
-    return {"mlm_loss": float(mlm), "nsp_loss": float(nsp)}
+    result = {"mlm_loss": float(mlm)}
+    if NEXT_SENTENCE in batch:
+        result["nsp_loss"] = float(cross_entropy(out.seq_relationship_logits, batch[NEXT_SENTENCE]))
+    return result
 
 
 def main():
@@ -69,7 +75,9 @@ def main():
     result = losses(model.double().eval(), batch)
     for name, value in claimed.items():
         result[f"claimed_{name}"] = value
-        if not abs(value - result[name]) <= args.tolerance:
+        if name not in result:
+            problems.append(f"{name} is in the batch file, but no {NEXT_SENTENCE}")
+        elif not abs(value - result[name]) <= args.tolerance:
             problems.append(f"{name} is {result[name]:.7f} here and {value:.7f} in the batch file")
     if os.path.exists(os.path.join(args.model, "vocab.txt")):
         tokenizer = AutoTokenizer.from_pretrained(args.model)

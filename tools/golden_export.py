@@ -2,7 +2,7 @@
 """Makes golden files: a BERT's hidden states, logits, losses, gradients and ten optimizer steps, in float64.
 
 Usage: python3 tools/golden_export.py --out FILE [--name N] [--seed N] [--vocab N] [--hidden N] [--layers N] [--heads N]
-                                      [--inter N] [--pos N] [--types N] [--act gelu|gelu_new] [--lens N N …]
+                                      [--inter N] [--pos N] [--types N] [--act gelu|gelu_new] [--lens N N …] [--unlabelled ROW] [--fresh]
        python3 tools/golden_export.py --check FILE…
 
 Needs PyTorch, transformers, numpy and safetensors (tools/peer_setup.sh). The format is described in tests/golden/README.md.
@@ -53,23 +53,26 @@ def parameters(model):
     return [(n, p) for n, p in model.named_parameters() if n not in TIED]
 
 
-def initial_weights(config):
-    """Weights that f32 holds exactly, with biases off 0 and layernorms off 1."""
+def initial_weights(config, fresh):
+    """Weights that f32 holds exactly: those of a new model, or large ones with biases off 0 and layernorms off 1."""
     model = BertForPreTraining(config).double()
     with torch.no_grad():
         for name, p in parameters(model):
-            if name.endswith("LayerNorm.weight"):
+            if fresh:
+                pass
+            elif name.endswith("LayerNorm.weight"):
                 p.copy_(1 + 0.1 * torch.randn_like(p))
             elif name.endswith("bias"):
                 p.copy_(0.1 * torch.randn_like(p))
             else:
-                p.copy_(0.05 * torch.randn_like(p))
+                p.copy_(0.15 * torch.randn_like(p))
             p.copy_(p.float())
     return {n: p.detach().float().clone() for n, p in parameters(model)}
 
 
-def make_batch(config, lens):
-    """Random tokens, right-padded with 0; about 15 % labelled, the first token of every second sequence among them."""
+def make_batch(config, lens, unlabelled):
+    """Random tokens, right-padded with 0; about 15 % labelled, the first token of every second sequence among them,
+    nothing in row `unlabelled`."""
     shape = (len(lens), max(lens))
     ids, mask, types = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
     labels = torch.full(shape, -100)
@@ -80,7 +83,8 @@ def make_batch(config, lens):
         labelled = torch.randperm(n)[: max(1, round(0.15 * n))]
         if row % 2 == 0:
             labelled[0] = 0
-        labels[row, labelled] = torch.randint(1, config.vocab_size, (len(labelled),))
+        if row != unlabelled:
+            labels[row, labelled] = torch.randint(1, config.vocab_size, (len(labelled),))
     nsp = torch.randint(0, 2, (len(lens),))
     return dict(zip(FIELDS, (ids, mask, types, labels, nsp)))
 
@@ -193,15 +197,15 @@ def compute(config, weights, batches):
 def export(args):
     torch.manual_seed(args.seed)
     config = configuration(args)
-    weights = initial_weights(config)
-    batches = [make_batch(config, args.lens) for _ in range(BATCHES)]
+    weights = initial_weights(config, args.fresh)
+    batches = [make_batch(config, args.lens, args.unlabelled) for _ in range(BATCHES)]
     tensors = {f"batch{i}.{k}": t for i, b in enumerate(batches) for k, t in b.items()}
     tensors |= {f"param.{n}": t for n, t in weights.items()}
     tensors |= compute(config, weights, batches)
     keys = ["name", "seed", "vocab", "hidden", "layers", "heads", "inter", "pos", "act", "lens"]
     case = {k: getattr(args, k) for k in keys}
-    if args.types != 2:
-        case["types"] = args.types
+    defaults = {"types": 2, "unlabelled": None, "fresh": False}
+    case |= {k: getattr(args, k) for k, default in defaults.items() if getattr(args, k) != default}
     metadata = {"case": json.dumps(case), "config": json.dumps(config.to_dict()), "note": NOTE}
     save_file(tensors, args.out, metadata)
     print(f"{args.out}: {len(tensors)} tensors, loss {float(tensors['loss']):.6f}")
@@ -249,6 +253,8 @@ def main():
     parser.add_argument("--name", default="case")
     parser.add_argument("--act", choices=["gelu", "gelu_new"], default="gelu_new", help="erf or tanh GELU")
     parser.add_argument("--lens", type=int, nargs="+", default=[17, 9, 5], help="length of each sequence")
+    parser.add_argument("--unlabelled", type=int, metavar="ROW", help="a sequence without a token to predict")
+    parser.add_argument("--fresh", action="store_true", help="weights of a new model: biases 0, layernorms 1")
     sizes = {"seed": 11, "vocab": 101, "hidden": 32, "layers": 2, "heads": 2, "inter": 64, "pos": 40, "types": 2}
     for option, default in sizes.items():
         parser.add_argument(f"--{option}", type=int, default=default)

@@ -1,17 +1,19 @@
 //! Golden files: a reference implementation's weights, batches, hidden states, losses, gradients and ten optimizer
 //! steps, compared with ours. The format is described in tests/golden/README.md.
 
-use crate::config::{ModelConfig, OptimizerConfig, OptimizerKind, Preset, ScheduleConfig, ScheduleKind};
-use crate::data::{Batch, Sequence};
+pub mod export;
+mod golden;
+
+use crate::Result;
+use crate::config::{OptimizerConfig, OptimizerKind, ScheduleConfig, ScheduleKind};
+use crate::data::Batch;
 use crate::error::During;
 use crate::model::{Bert, LossScale};
 use crate::optim::{Optimizer, learning_rate};
 use crate::table::{Tensor, TensorTable};
-use crate::{Error, Result};
+use golden::Golden;
 use kernels::Scalar;
-use kernels::backend::{Backend, Gelu};
-use safetensors::{Dtype, SafeTensors};
-use serde::Deserialize;
+use kernels::backend::Backend;
 use std::path::{Path, PathBuf};
 
 /// Limits of the relative error `|ours - reference| / |reference|`.
@@ -23,13 +25,15 @@ pub struct Limits {
     pub trajectory: f64,
     /// Weights after ten steps, which the files keep in f32.
     pub weights: f64,
+    /// Distance from 1 to the next number of the type.
+    pub epsilon: f64,
 }
 
 impl Limits {
     /// For a backend of 64-bit floats.
-    pub const F64: Self = Self { pass: 1e-8, trajectory: 1e-8, weights: 1e-6 };
+    pub const F64: Self = Self { pass: 1e-8, trajectory: 1e-8, weights: 1e-6, epsilon: f64::EPSILON };
     /// For a backend of 32-bit floats.
-    pub const F32: Self = Self { pass: 1e-4, trajectory: 1e-3, weights: 1e-3 };
+    pub const F32: Self = Self { pass: 1e-4, trajectory: 1e-3, weights: 1e-3, epsilon: f32::EPSILON as f64 };
 }
 
 /// One comparison: the worst relative error over its tensors.
@@ -54,188 +58,11 @@ impl VerifyLine {
     }
 }
 
-#[derive(Deserialize)]
-struct HfConfig {
-    vocab_size: usize,
-    hidden_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    intermediate_size: usize,
-    hidden_act: String,
-    max_position_embeddings: usize,
-    type_vocab_size: usize,
-    layer_norm_eps: f64,
-}
-
-/// A golden file in memory.
-struct Golden<'a> {
-    path: &'a Path,
-    tensors: SafeTensors<'a>,
-    config: ModelConfig,
-}
-
-impl<'a> Golden<'a> {
-    fn parse(path: &'a Path, bytes: &'a [u8]) -> Result<Self> {
-        let bad = |what: String| Error::file(path, what);
-        let tensors = SafeTensors::deserialize(bytes)
-            .map_err(|e| bad(format!("not a safetensors file ({e}); download it again")))?;
-        let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| bad(e.to_string()))?;
-        let config = metadata
-            .metadata()
-            .as_ref()
-            .and_then(|m| m.get("config"))
-            .ok_or_else(|| bad("metadata has no `config`: not a golden file".into()))?;
-        let c: HfConfig = serde_json::from_str(config).map_err(|e| bad(format!("metadata `config`: {e}")))?;
-        let gelu = match c.hidden_act.as_str() {
-            "gelu" => Gelu::Erf,
-            "gelu_new" | "gelu_pytorch_tanh" => Gelu::Tanh,
-            other => return Err(bad(format!("hidden_act is `{other}`, expected gelu or gelu_new"))),
-        };
-        let config = ModelConfig {
-            layers: c.num_hidden_layers,
-            hidden: c.hidden_size,
-            heads: c.num_attention_heads,
-            intermediate: c.intermediate_size,
-            max_positions: c.max_position_embeddings,
-            type_vocab: c.type_vocab_size,
-            vocab_size: c.vocab_size,
-            gelu,
-            hidden_dropout: 0.0,
-            attention_dropout: 0.0,
-            layer_norm_eps: c.layer_norm_eps,
-            ..Preset::Tiny.model()
-        };
-        let golden = Self { path, tensors, config };
-        golden.check_sizes()?;
-        Ok(golden)
-    }
-
-    /// The configuration's sizes are only believed where the file holds tensors of those sizes.
-    fn check_sizes(&self) -> Result<()> {
-        let c = &self.config;
-        if c.heads == 0 || c.layers == 0 || !c.hidden.is_multiple_of(c.heads.max(1)) {
-            let what = format!("config: {} layers, hidden {} over {} heads", c.layers, c.hidden, c.heads);
-            return Err(Error::file(self.path, what));
-        }
-        let (last, h) = (c.layers - 1, c.hidden);
-        for (name, want) in [
-            ("embeddings.word_embeddings".to_owned(), [c.vocab_size, h]),
-            ("embeddings.position_embeddings".to_owned(), [c.max_positions, h]),
-            ("embeddings.token_type_embeddings".to_owned(), [c.type_vocab, h]),
-            (format!("encoder.layer.{last}.intermediate.dense"), [c.intermediate, h]),
-        ] {
-            let name = format!("param.bert.{name}.weight");
-            let shape = self.tensor(&name)?.shape().to_vec();
-            if shape != want {
-                return Err(Error::file(self.path, format!("`{name}` is {shape:?}, config says {want:?}")));
-            }
-        }
-        Ok(())
-    }
-
-    fn tensor(&self, name: &str) -> Result<safetensors::tensor::TensorView<'_>> {
-        self.tensors.tensor(name).map_err(|_| {
-            Error::file(self.path, format!("has no tensor `{name}`: not a golden file, or cut off"))
-        })
-    }
-
-    /// Any float tensor, widened.
-    fn floats(&self, name: &str) -> Result<Vec<f64>> {
-        let view = self.tensor(name)?;
-        match view.dtype() {
-            Dtype::F64 => Ok(view.data().as_chunks().0.iter().map(|b| f64::from_le_bytes(*b)).collect()),
-            Dtype::F32 => {
-                Ok(view.data().as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect())
-            }
-            other => Err(Error::file(self.path, format!("`{name}` is {other:?}, expected F32 or F64"))),
-        }
-    }
-
-    fn integers(&self, name: &str) -> Result<(Vec<i64>, Vec<usize>)> {
-        let view = self.tensor(name)?;
-        if view.dtype() != Dtype::I64 {
-            return Err(Error::file(self.path, format!("`{name}` is {:?}, expected I64", view.dtype())));
-        }
-        let values = view.data().as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect();
-        Ok((values, view.shape().to_vec()))
-    }
-
-    fn checked(&self, name: &str, want: usize) -> Result<Vec<f64>> {
-        let values = self.floats(name)?;
-        if values.len() != want {
-            let what = format!("`{name}` has {} elements, expected {want}", values.len());
-            return Err(Error::file(self.path, what));
-        }
-        Ok(values)
-    }
-
-    /// The sequences of batch `index`, without padding.
-    fn batch(&self, index: usize) -> Result<Vec<Sequence>> {
-        let field = |name: &str| self.integers(&format!("batch{index}.{name}"));
-        let (ids, shape) = field("input_ids")?;
-        let [rows, cols] = shape[..] else {
-            return Err(Error::file(self.path, format!("batch{index}.input_ids has shape {shape:?}")));
-        };
-        let (mask, types, labels) =
-            (field("attention_mask")?.0, field("token_type_ids")?.0, field("labels")?.0);
-        let next = field("next_sentence_label")?.0;
-        if [mask.len(), types.len(), labels.len()] != [ids.len(); 3] || next.len() != rows {
-            return Err(Error::file(self.path, format!("batch{index}: its tensors differ in shape")));
-        }
-        let small = |what: &str, value: i64, limit: usize| {
-            u32::try_from(value).ok().filter(|&v| (v as usize) < limit).ok_or_else(|| {
-                Error::file(self.path, format!("batch{index}.{what}: {value}, expected 0..{limit}"))
-            })
-        };
-        (0..rows)
-            .map(|row| {
-                let range = row * cols..(row + 1) * cols;
-                let len = mask[range.clone()].iter().take_while(|&&m| m != 0).count();
-                if len == 0 || mask[range.clone()][len..].iter().any(|&m| m != 0) {
-                    let what = format!("batch{index}.attention_mask: row {row} is not ones, then zeros");
-                    return Err(Error::file(self.path, what));
-                }
-                let mut s = Sequence {
-                    nsp_label: Some(small("next_sentence_label", next[row], 2)?),
-                    ..Sequence::default()
-                };
-                for (position, i) in range.take(len).enumerate() {
-                    s.tokens.push(small("input_ids", ids[i], self.config.vocab_size)?);
-                    s.types.push(small("token_type_ids", types[i], self.config.type_vocab)?);
-                    if labels[i] != -100 {
-                        s.mlm_positions.push(position as u32);
-                        s.mlm_labels.push(small("labels", labels[i], self.config.vocab_size)?);
-                    }
-                }
-                Ok(s)
-            })
-            .collect()
-    }
-
-    /// The rows of a padded [B, S, width] tensor that are tokens.
-    fn unpadded(&self, name: &str, sequences: &[Sequence], width: usize) -> Result<Vec<f64>> {
-        let padded = sequences.iter().map(|s| s.tokens.len()).max().unwrap_or(0);
-        let cols = self.tensor(name)?.shape().get(1).copied().unwrap_or(padded);
-        let values = self.checked(name, sequences.len() * cols * width)?;
-        Ok(sequences
-            .iter()
-            .enumerate()
-            .flat_map(|(i, s)| &values[i * cols * width..][..s.tokens.len() * width])
-            .copied()
-            .collect())
-    }
-
-    fn initial_weights(&self, table: &TensorTable) -> Result<Vec<f32>> {
-        let mut weights = vec![0.0; table.len];
-        for tensor in &table.tensors {
-            let values = self.checked(&format!("param.{}", tensor.name), tensor.len())?;
-            for (w, v) in weights[tensor.range()].iter_mut().zip(values) {
-                *w = v as f32;
-            }
-        }
-        Ok(weights)
-    }
-}
+/// Learning rate of the golden files.
+const BASE_LR: f64 = 0.01;
+/// A tensor that starts at 0 and whose gradient is 0 has moved by rounding only. Weights smaller than this share of a
+/// learning rate, root mean square, are compared with it.
+const STILL: f64 = 1e-3;
 
 /// Euclidean norm.
 fn norm(values: impl Iterator<Item = f64>) -> f64 {
@@ -268,7 +95,15 @@ impl Worst {
     }
 
     fn see_values(&mut self, name: &str, ours: &[f64], reference: &[f64]) {
-        self.see(name, distance(ours, reference) / norm(reference.iter().copied()));
+        self.see_values_over(name, ours, reference, 0.0);
+    }
+
+    /// The error relative to the reference's norm, or to `floor` where that is larger.
+    fn see_values_over(&mut self, name: &str, ours: &[f64], reference: &[f64], floor: f64) {
+        let distance = distance(ours, reference);
+        let scale = norm(reference.iter().copied()).max(floor);
+        // where both are 0 they agree
+        self.see(name, if distance == 0.0 { 0.0 } else { distance / scale });
     }
 
     fn line(self, file: &Path, what: &'static str, limit: f64) -> VerifyLine {
@@ -312,7 +147,7 @@ fn one_pass<B: Backend>(
     let ours = bert.mlm_logits(&Batch::pack(&all, 0, stride))?;
     let reference = golden.unpadded("prediction_logits", &sequences, c.vocab_size)?;
     logits.see_values("prediction_logits", &ours, &reference);
-    let reference = golden.checked("seq_relationship_logits", sequences.len() * 2)?;
+    let reference = golden.checked("seq_relationship_logits", &[sequences.len(), 2])?;
     logits.see_values("seq_relationship_logits", &bert.nsp_logits()?, &reference);
     let mut hidden = Worst::new();
     for k in 0..=c.layers {
@@ -329,10 +164,10 @@ fn one_pass<B: Backend>(
     let (mlm, nsp) = (sums.mlm_loss * scale.mlm, sums.nsp_loss * scale.nsp);
     let mut losses = Worst::new();
     for (name, ours) in [("mlm_loss", mlm), ("nsp_loss", nsp), ("loss", mlm + nsp)] {
-        losses.see_values(name, &[ours], &golden.checked(name, 1)?);
+        losses.see_values(name, &[ours], &golden.checked(name, &[1])?);
     }
     let ours = widen(&grads.download(bert.backend())?);
-    let gradients = compare_gradients(golden, bert.table(), &ours)?;
+    let gradients = compare_gradients(golden, bert.table(), &ours, limits)?;
     Ok(vec![
         hidden.line(path, "hidden states", limits.pass),
         logits.line(path, "logits", limits.pass),
@@ -341,21 +176,26 @@ fn one_pass<B: Backend>(
     ])
 }
 
-/// A gradient that is zero in exact arithmetic (a key's bias shifts all scores of a query alike) holds only rounding
-/// in the reference; it is compared with the norm of the whole gradient.
-fn compare_gradients(golden: &Golden<'_>, table: &TensorTable, ours: &[f64]) -> Result<Worst> {
-    let reference = |t: &Tensor| golden.checked(&format!("grad.{}", t.name), t.len());
+/// Errors of the gradients, each relative to its own norm. A gradient may be 0 in exact arithmetic (a key's bias, to
+/// which the softmax is blind) or nearly so (queries and keys where all tokens have become alike): then it is a sum
+/// of large terms that cancel, and what is left of it in the reference too is their rounding. So that no error below
+/// the type's rounding of the whole gradient's norm counts as exceeded, the scale is at least `epsilon / limit` of that
+/// norm: 2e-8 in f64, 1e-3 in f32.
+fn compare_gradients(
+    golden: &Golden<'_>,
+    table: &TensorTable,
+    ours: &[f64],
+    limits: Limits,
+) -> Result<Worst> {
+    let reference = |t: &Tensor| golden.checked(&format!("grad.{}", t.name), &t.shape);
     let mut squares = 0.0;
     for tensor in &table.tensors {
         squares += norm(reference(tensor)?.into_iter()).powi(2);
     }
-    let whole = squares.sqrt();
+    let floor = squares.sqrt() * limits.epsilon / limits.pass;
     let mut worst = Worst::new();
     for tensor in &table.tensors {
-        let reference = reference(tensor)?;
-        let own = norm(reference.iter().copied());
-        let denominator = if own < 1e-12 * whole { whole } else { own };
-        worst.see(&tensor.name, distance(&ours[tensor.range()], &reference) / denominator);
+        worst.see_values_over(&tensor.name, &ours[tensor.range()], &reference(tensor)?, floor);
     }
     Ok(worst)
 }
@@ -378,7 +218,7 @@ fn ten_steps<B: Backend>(
     let mut optimizer = Optimizer::new(bert.backend(), bert.table(), &config)?;
     let schedule = ScheduleConfig {
         kind: ScheduleKind::Polynomial,
-        lr: 0.01,
+        lr: BASE_LR,
         warmup_steps: 3,
         total_steps: 12,
         ..ScheduleConfig::default()
@@ -405,13 +245,14 @@ fn ten_steps<B: Backend>(
     let mut trajectory = Worst::new();
     for (name, ours) in [("losses", &losses), ("grad_norms", &norms), ("lrs", &rates)] {
         let name = format!("{prefix}.{name}");
-        trajectory.see_values(&name, ours, &golden.checked(&name, 10)?);
+        trajectory.see_values(&name, ours, &golden.checked(&name, &[10])?);
     }
     let ours = widen(&bert.weights()?);
     let mut weights = Worst::new();
     for tensor in &bert.table().tensors {
-        let reference = golden.checked(&format!("{prefix}.param.{}", tensor.name), tensor.len())?;
-        weights.see_values(&tensor.name, &ours[tensor.range()], &reference);
+        let reference = golden.checked(&format!("{prefix}.param.{}", tensor.name), &tensor.shape)?;
+        let floor = STILL * BASE_LR * (tensor.len() as f64).sqrt();
+        weights.see_values_over(&tensor.name, &ours[tensor.range()], &reference, floor);
     }
     Ok(vec![
         trajectory.line(path, losses_of, limits.trajectory),

@@ -169,6 +169,9 @@ pub struct EvalArgs {
     /// Sequences of one batch; changes speed and memory only
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = parse_positive)]
     pub batch_sequences: usize,
+    /// Write the first batch and the losses on it to FILE.safetensors, for comparing with other software [default: none]
+    #[arg(long, value_name = "FILE")]
+    pub dump_batch: Option<PathBuf>,
     /// CPU threads; 0 for all cores
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,

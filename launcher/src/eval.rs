@@ -8,6 +8,7 @@ use anyhow::bail;
 use engine::data::loader::eval_batches;
 use engine::data::shards::{Dataset, SplitName};
 use engine::model::EvalSums;
+use engine::verify::export::write_batch;
 use std::io::Write;
 
 /// Prints losses, accuracies and perplexity.
@@ -35,7 +36,11 @@ pub fn run(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     let bar = Bar::new(sequences as u64, "sequences");
     for batch in batches {
         let batch = batch?;
-        sums.add(&model.bert.evaluate(&batch)?);
+        let own = model.bert.evaluate(&batch)?;
+        if let Some(path) = args.dump_batch.as_deref().filter(|_| tokens == 0) {
+            write_batch(path, &batch, &own)?;
+        }
+        sums.add(&own);
         tokens += batch.token_count();
         bar.advance(batch.sequences() as u64);
     }
@@ -46,6 +51,9 @@ pub fn run(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
         (format::count(sequences as u64), format::count(tokens as u64), format::count(sums.mlm_count as u64));
     let dir = args.data.display();
     writeln!(out, "data          {dir}, {name} split: {shown} sequences, {tokens} tokens, {masked} masked")?;
+    if let Some(path) = &args.dump_batch {
+        writeln!(out, "first batch   {}", path.display())?;
+    }
     writeln!(out, "MLM loss      {:.4}", sums.mlm_mean())?;
     writeln!(out, "MLM accuracy  {:.4}", sums.mlm_accuracy())?;
     writeln!(out, "perplexity    {:.2}", sums.mlm_mean().exp())?;

@@ -49,6 +49,12 @@ fn from_text_to_answers() {
     let said = place.line("inspect elsewhere/model/model.safetensors").done();
     assert!(said.contains("a safetensors file") && said.contains("16 x 16"), "{said}");
 
+    place.line("eval --model elsewhere --data shards --dump-batch first.safetensors").done();
+    let said = place.line("inspect first.safetensors").done();
+    for part in ["batch0.labels", "batch0.next_sentence_label", "mlm_loss", "nsp_loss"] {
+        assert!(said.contains(part), "`{part}` is not in:\n{said}");
+    }
+
     // the same numbers as the run's own last evaluation, whatever the batches
     let said = place.line("eval --model elsewhere --data shards --batch-sequences 3").done();
     let number =

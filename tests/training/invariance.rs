@@ -144,3 +144,17 @@ fn a_foreign_batch_is_refused() {
     let message = refused(&[24, 24, 24], 1000);
     assert!(message.contains("37"), "{message}");
 }
+
+/// The softmax does not see a key's bias: its gradient is exactly 0, not what rounding leaves of it.
+#[test]
+fn a_key_bias_has_no_gradient() {
+    let config = config();
+    let mut bert = bert(&config);
+    let mut grads = bert.gradients().unwrap();
+    let batch = Batch::pack(&sequences(&LENGTHS, 37), 0, POSITIONS);
+    let (_, gradient) = loss_and_gradient(&mut bert, &mut grads, &[batch.clone(), batch]);
+    for tensor in &bert.table().tensors {
+        let zero = gradient[tensor.range()].iter().all(|&g| g == 0.0);
+        assert_eq!(zero, tensor.name.ends_with("attention.self.key.bias"), "{}", tensor.name);
+    }
+}

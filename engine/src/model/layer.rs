@@ -358,6 +358,7 @@ fn qkv_backward<B: Backend>(
             let size = LinearSize { rows: tokens, inputs: h, outputs: 3 * h };
             let dy = B::at(&scratch.dqkv, 0..tokens * 3 * h);
             pass.bias_grad(params, &qkv.bias, dy, Size2 { rows: tokens, cols: 3 * h })?;
+            clear_key_bias(pass, params, qkv)?;
             pass.wgrad(params, &qkv.weight, dy, all, size)?;
             pass.dgrad(qkv, &mut scratch.d, dy, true, size)
         }
@@ -368,6 +369,7 @@ fn qkv_backward<B: Backend>(
             let kv_size = LinearSize { rows: tokens, inputs: h, outputs: 2 * h };
             pass.bias_grad(params, &query.bias, dq, Size2 { rows, cols: h })?;
             pass.bias_grad(params, &key_value.bias, dkv, Size2 { rows: tokens, cols: 2 * h })?;
+            clear_key_bias(pass, params, qkv)?;
             pass.wgrad(params, &query.weight, dq, B::at(chosen, 0..rows * h), q_size)?;
             pass.wgrad(params, &key_value.weight, dkv, all, kv_size)?;
             // All tokens through keys and values, then the chosen rows through queries and the residual
@@ -383,4 +385,11 @@ fn qkv_backward<B: Backend>(
             Ok(())
         }
     }
+}
+
+/// The gradient of a key's bias is 0: it shifts all scores of a query alike, which the softmax does not see. Adam
+/// divides a gradient by its own size and would turn what rounding leaves of it into a random walk.
+fn clear_key_bias<B: Backend>(pass: &Pass<'_, B>, params: &mut B::Mem<B::Acc>, qkv: &Linear) -> Result<()> {
+    let (start, h) = (qkv.bias.start + pass.hidden(), pass.hidden());
+    Ok(pass.backend.clear(B::at_mut(params, start..start + h))?)
 }
