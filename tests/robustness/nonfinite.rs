@@ -30,9 +30,7 @@ fn a_loss_that_is_not_finite_stops_the_run_and_can_be_skipped() {
     assert_eq!(skips, 12 - (step - 1), "{}", skipping.stderr);
     skipping.done();
     place.line("--config tiny.toml --steps 12 --run whole").done();
-    place
-        .line("--config tiny.toml --run again --set model.init_from=whole/checkpoints/step-00000012")
-        .done();
+    place.line("--config tiny.toml --run again --set model.init_from=whole/checkpoints/step-00000012").done();
 }
 
 #[test]
