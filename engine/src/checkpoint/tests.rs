@@ -151,6 +151,11 @@ fn a_run_without_checkpoints_has_none() {
     fs::create_dir(run.dir.path().join("checkpoints")).unwrap();
     assert_eq!(run.latest().0.unwrap(), None);
     assert!(run.steps().is_empty());
+    fs::create_dir(run.dir.path().join("checkpoints/.tmp-step-00000001")).unwrap();
+    assert!(!holds_any(run.dir.path()).unwrap());
+    // one that a killed process was about to replace comes back
+    fs::create_dir(run.dir.path().join("checkpoints/.old-step-00000001")).unwrap();
+    assert!(holds_any(run.dir.path()).unwrap());
 }
 
 #[test]
