@@ -71,11 +71,18 @@ fn range(values: impl Iterator<Item = f64>, air: f64) -> std::ops::Range<f64> {
     low - air..high + air
 }
 
-/// A number as short as it can be read: 12k, 0.25, 3e-5.
+/// A number as short as it can be read, with three digits below one: 12k, 0.25, 0.0012, 3e-5.
 fn short(value: &f64) -> String {
     let size = value.abs();
     let trimmed = |v: f64, unit: &str| {
-        let text = format!("{v:.3}");
+        let places = if size < 0.01 {
+            5
+        } else if size < 0.1 {
+            4
+        } else {
+            3
+        };
+        let text = format!("{v:.places$}");
         format!("{}{unit}", text.trim_end_matches('0').trim_end_matches('.'))
     };
     match size {
@@ -194,5 +201,7 @@ mod tests {
     fn numbers_are_short() {
         let shown = [0.0, 0.25, 12_000.0, 3.5e6, 3e-5, 1500.0, -2.0].map(|v| short(&v));
         assert_eq!(shown, ["0", "0.25", "12k", "3.5M", "3e-5", "1500", "-2"]);
+        // neighbours on an axis of learning rates or accuracies stay apart
+        assert_eq!([8e-4, 1e-3, 1.2e-3, 0.0125].map(|v| short(&v)), ["8e-4", "0.001", "0.0012", "0.0125"]);
     }
 }
