@@ -64,6 +64,15 @@ impl Workplace {
         command
     }
 
+    /// As [`Self::command`], with no signal ignored: whoever runs the tests may ignore SIGINT (a shell does so for what it
+    /// runs in the background), and the launcher would go on ignoring it.
+    pub fn interruptible(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("env");
+        command.args(["--default-signal=INT,TERM,HUP", env!("CARGO_BIN_EXE_launcher")]);
+        command.args(args).current_dir(self.dir.path()).stdin(Stdio::null()).env_remove("RUST_LOG");
+        command
+    }
+
     pub fn run(&self, args: &[&str]) -> Ran {
         let output = self.command(args).output().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();

@@ -14,7 +14,7 @@ fn wanted() -> usize {
 fn start(place: &Workplace) -> Child {
     let line = format!("{TRAIN} --resume");
     let args: Vec<&str> = line.split_whitespace().collect();
-    place.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    place.interruptible(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
 }
 
 /// Waits up to `limit`; whether the process still runs then.
