@@ -229,7 +229,6 @@ fn optimizers(c: &mut Criterion) {
         beta2: 0.999,
         eps: 1e-6,
         weight_decay: 0.01,
-        update: 10,
         max_norm: 1.0,
         clip_eps: 1e-6,
     };
@@ -240,10 +239,12 @@ fn optimizers(c: &mut Criterion) {
     let mut sums = vec![0.0; lamb_sums(&tensors)];
     for lamb in [false, true] {
         bench(c, if lamb { "lamb" } else { "adamw" }, len, len, || {
+            let mut updates = [9];
             let mut step = |op: &mut dyn FnMut(OptimizerStep<'_, B>) -> kernels::Result<()>| {
                 let (weights, m, v, tensors) = (&mut weights, &mut m[..], &mut v[..], &tensors[..]);
                 let (grads, norm, shard) = (&grads[..], &norm[..], 0..len);
-                op(OptimizerStep { weights, grads, m, v, norm, shard, tensors, hyper }).unwrap();
+                let updates = &mut updates[..];
+                op(OptimizerStep { weights, grads, m, v, norm, updates, shard, tensors, hyper }).unwrap();
             };
             if lamb {
                 step(&mut |args| cpu.lamb_moments(args, &mut sums));

@@ -55,9 +55,7 @@ fn training_step(c: &mut Criterion) {
                 bert.forward_backward(&mut grads, &batch, scale, step_key(1, update))
                     .expect("sizes are right");
                 let (backend, weights) = bert.weights_mut();
-                optimizer
-                    .update(backend, &mut Solo, weights, grads.params(), 1e-5, update)
-                    .expect("sizes are right");
+                optimizer.update(backend, &mut Solo, weights, grads.params(), 1e-5).expect("sizes are right");
                 optimizer.norm(backend).expect("sizes are right")
             })
         });

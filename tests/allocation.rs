@@ -82,7 +82,7 @@ impl Trained {
         grads.clear(bert.backend()).unwrap();
         bert.forward_backward(grads, batch, LossScale::new(10, 3), update).unwrap();
         let (backend, weights) = bert.weights_mut();
-        optimizer.update(backend, &mut Solo, weights, grads.params(), 1e-4, update).unwrap();
+        optimizer.update(backend, &mut Solo, weights, grads.params(), 1e-4).unwrap();
         bert.sums().unwrap();
     }
 }

@@ -240,7 +240,7 @@ fn ten_steps<B: Backend>(
         bert.forward_backward(&mut grads, batch, scale, 0)?;
         let sums = bert.sums()?;
         let (backend, weights) = bert.weights_mut();
-        optimizer.update(backend, &mut Solo, weights, grads.params(), lr, step as u64 + 1)?;
+        optimizer.update(backend, &mut Solo, weights, grads.params(), lr)?;
         losses.push(sums.mlm_loss * scale.mlm + sums.nsp_loss * scale.nsp);
         norms.push(optimizer.norm(bert.backend())?);
         rates.push(lr);

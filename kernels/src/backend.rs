@@ -457,6 +457,9 @@ pub struct OptimizerStep<'a, B: Backend> {
     pub v: AccsMut<'a, B>,
     /// \[1\]: global norm of all gradients
     pub norm: Accs<'a, B>,
+    /// \[1\]: number of updates applied before this one, for the bias corrections. [`Backend::adamw`] and
+    /// [`Backend::lamb_apply`] add one, unless the norm is not finite.
+    pub updates: B::Mut<'a, u32>,
     /// The part of the table to update. It begins at a multiple of [`STRETCH`] and ends at one or at the table's end.
     pub shard: Range<usize>,
     /// The tensors; elements between them are left alone.
@@ -478,8 +481,6 @@ pub struct OptimizerHyper {
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
-    /// Number of this update, from 1, for the bias corrections.
-    pub update: u64,
     /// Gradients are scaled by `min(1, max_norm / (norm + clip_eps))`; infinite for no clipping.
     pub max_norm: f64,
     /// 1e-6 in `torch.nn.utils.clip_grad_norm_`, 0 in the MLPerf reference.
@@ -498,6 +499,10 @@ pub trait Backend: Sized + Send + Sync + 'static {
     type Ref<'a, T: 'a + Send + Sync>: Copy + Send + Sync;
     /// A mutably borrowed part of it.
     type Mut<'a, T: 'a + Send + Sync>: Send;
+    /// A point in the order of the ops.
+    type Mark: Send + Sync;
+    /// Numbers on their way to the host.
+    type Pending: Send;
     /// All parameters: master weights in `Acc` and, where `Elem` is narrower, the rounded copy that products read.
     type Weights: Send + Sync;
 
@@ -528,6 +533,21 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn download<T: bytemuck::Pod + Send + Sync>(&self, src: Self::Ref<'_, T>, dst: &mut [T]) -> Result<()>;
     /// Copies elements to the host, widened. Waits for the device.
     fn download_elems(&self, src: Elems<'_, Self>, dst: &mut [f64]) -> Result<()>;
+    /// The point after all ops queued so far.
+    fn mark(&self) -> Result<Self::Mark>;
+    /// Ops queued from here on run after `mark`.
+    fn wait(&self, mark: &Self::Mark) -> Result<()>;
+    /// Copies from the host beside the ops: begins once the device has passed `after`. Who reads `dst` first waits for the
+    /// mark that is returned. `src` may be changed at once; the lengths must agree.
+    fn upload_beside(&self, dst: Self::Mut<'_, u32>, src: &[u32], after: &Self::Mark) -> Result<Self::Mark>;
+    /// Begins to copy numbers to the host, as they are after the ops queued so far.
+    fn read_later(&self, parts: &[Accs<'_, Self>]) -> Result<Self::Pending>;
+    /// The numbers of [`Self::read_later`], one part after the other. Waits for the ops queued before that, and for no other.
+    fn read(&self, pending: Self::Pending) -> Result<Vec<Self::Acc>>;
+    /// Until [`Self::end_step`] nothing waits for the device, so that it may take the ops between as one.
+    fn begin_step(&self) -> Result<()>;
+    /// See [`Self::begin_step`].
+    fn end_step(&self) -> Result<()>;
     /// Sets to zero.
     fn clear<T: bytemuck::Pod + Send + Sync>(&self, dst: Self::Mut<'_, T>) -> Result<()>;
 

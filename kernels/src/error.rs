@@ -34,6 +34,9 @@ pub enum Error {
     /// A collective operation failed.
     #[error("{0}")]
     Ranks(String),
+    /// A GPU, its driver or one of its libraries fails or is missing; says what to do where something can be done.
+    #[error("{0}")]
+    Device(String),
     /// The device has less memory than asked for.
     #[error("cannot allocate {bytes} bytes for {what}; free memory, or choose a smaller model or batch")]
     OutOfMemory {

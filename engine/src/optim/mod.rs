@@ -21,6 +21,8 @@ pub struct Optimizer<B: Backend> {
     m: B::Mem<B::Acc>,
     v: B::Mem<B::Acc>,
     norm: B::Mem<B::Acc>,
+    /// [1] updates applied
+    updates: B::Mem<u32>,
     /// Sums of squares of the gradients' stretches, those of other ranks included.
     squares: B::Mem<f64>,
     /// LAMB's, of weights and updates.
@@ -53,6 +55,7 @@ impl<B: Backend> Optimizer<B> {
             m: backend.zeros("first moments", shard.len())?,
             v: backend.zeros("second moments", shard.len())?,
             norm: backend.zeros("gradient norm", 1)?,
+            updates: backend.zeros("number of updates", 1)?,
             squares: backend.zeros("gradient norm's parts", table.len.div_ceil(STRETCH))?,
             lamb: backend.zeros("norms' parts", sums)?,
             division: division.clone(),
@@ -67,8 +70,8 @@ impl<B: Backend> Optimizer<B> {
         &self.division
     }
 
-    /// Clips and applies `grads`, summed over ranks for this rank's shard, at learning rate `lr`; `update` counts applied
-    /// updates from 1. Afterwards every rank has all weights. A gradient whose norm is not finite changes nothing.
+    /// Clips and applies `grads`, summed over ranks for this rank's shard, at learning rate `lr`. Afterwards every rank has
+    /// all weights. A gradient whose norm is not finite changes nothing and is not counted as an update.
     pub fn update(
         &mut self,
         backend: &B,
@@ -76,7 +79,6 @@ impl<B: Backend> Optimizer<B> {
         weights: &mut B::Weights,
         grads: &B::Mem<B::Acc>,
         lr: f64,
-        update: u64,
     ) -> Result<()> {
         let kind = self.config.kind;
         self.compute_norm(backend, ranks, grads)?;
@@ -87,7 +89,6 @@ impl<B: Backend> Optimizer<B> {
             beta2: c.beta2,
             eps: c.eps,
             weight_decay: c.weight_decay,
-            update,
             max_norm: if c.clip_norm > 0.0 && !self.clipped { c.clip_norm } else { f64::INFINITY },
             clip_eps: match kind {
                 OptimizerKind::AdamW => 1e-6,
@@ -161,6 +162,7 @@ impl<B: Backend> Optimizer<B> {
             m: B::at_mut(&mut self.m, 0..own),
             v: B::at_mut(&mut self.v, 0..own),
             norm: B::at(&self.norm, 0..1),
+            updates: B::at_mut(&mut self.updates, 0..1),
             shard: self.shard.clone(),
             tensors: &self.spans,
             hyper,
@@ -195,9 +197,11 @@ impl<B: Backend> Optimizer<B> {
         Ok([copy(&self.m)?, copy(&self.v)?])
     }
 
-    /// Sets this rank's moments from all, as a checkpoint keeps them.
-    pub fn load_moments(&mut self, backend: &B, m: &[B::Acc], v: &[B::Acc]) -> Result<()> {
+    /// Sets this rank's moments from all, as a checkpoint keeps them, and the number of updates that made them.
+    pub fn load_moments(&mut self, backend: &B, m: &[B::Acc], v: &[B::Acc], updates: u64) -> Result<()> {
         let own = self.shard.len();
+        let updates = u32::try_from(updates).unwrap_or(u32::MAX);
+        backend.upload(B::at_mut(&mut self.updates, 0..1), &[updates])?;
         backend.upload(B::at_mut(&mut self.m, 0..own), &m[self.shard.clone()])?;
         Ok(backend.upload(B::at_mut(&mut self.v, 0..own), &v[self.shard.clone()])?)
     }

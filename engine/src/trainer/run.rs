@@ -235,7 +235,7 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         let worked = started.elapsed().as_secs_f64();
         ranks.finish_reduce(bert.backend(), grads.params_mut())?;
         let (backend, weights) = bert.weights_mut();
-        optimizer.update(backend, ranks, weights, grads.params(), lr, state.updates + 1)?;
+        optimizer.update(backend, ranks, weights, grads.params(), lr)?;
         let mut sums = bert.sums()?;
         let norm = optimizer.norm(bert.backend())?;
         let mut numbers = vec![sums.mlm_loss, sums.mlm_correct, sums.nsp_loss, sums.nsp_correct];

@@ -105,7 +105,7 @@ pub fn prepare<B: Backend<Acc = f32>>(
     if resumed {
         let [m, v] = begin.moments.unwrap_or_default();
         let [m, v] = [from_first(group, m, weights.len())?, from_first(group, v, weights.len())?];
-        optimizer.load_moments(bert.backend(), &m, &v)?;
+        optimizer.load_moments(bert.backend(), &m, &v, state.updates)?;
     }
     let (_lock, mut mllog) = claim.unzip();
     let clock_runs = opened.is_none();

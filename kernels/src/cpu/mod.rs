@@ -48,6 +48,8 @@ impl<T: Scalar> Backend for Cpu<T> {
     type Mem<U: Pod + Send + Sync> = Buffer<U>;
     type Ref<'a, U: 'a + Send + Sync> = &'a [U];
     type Mut<'a, U: 'a + Send + Sync> = &'a mut [U];
+    type Mark = ();
+    type Pending = Vec<T>;
     type Weights = Buffer<T>;
 
     fn describe(&self) -> String {
@@ -95,6 +97,28 @@ impl<T: Scalar> Backend for Cpu<T> {
         for (dst, src) in dst.iter_mut().zip(src) {
             *dst = src.to_f64();
         }
+        Ok(())
+    }
+    // Ops are done when they return.
+    fn mark(&self) -> Result<()> {
+        Ok(())
+    }
+    fn wait(&self, (): &()) -> Result<()> {
+        Ok(())
+    }
+    fn upload_beside(&self, dst: &mut [u32], src: &[u32], (): &()) -> Result<()> {
+        self.upload(dst, src)
+    }
+    fn read_later(&self, parts: &[&[T]]) -> Result<Vec<T>> {
+        Ok(parts.concat())
+    }
+    fn read(&self, pending: Vec<T>) -> Result<Vec<T>> {
+        Ok(pending)
+    }
+    fn begin_step(&self) -> Result<()> {
+        Ok(())
+    }
+    fn end_step(&self) -> Result<()> {
         Ok(())
     }
     fn clear<U: Pod + Send + Sync>(&self, dst: &mut [U]) -> Result<()> {

@@ -71,9 +71,9 @@ struct Constants<T> {
 }
 
 impl<T: Scalar> Constants<T> {
-    fn new(hyper: &OptimizerHyper, norm: f64) -> Self {
-        let OptimizerHyper { beta1, beta2, eps, update, max_norm, clip_eps, .. } = *hyper;
-        let correction = |beta: f64| 1.0 - beta.powf(update as f64);
+    fn new(hyper: &OptimizerHyper, update: u32, norm: f64) -> Self {
+        let OptimizerHyper { beta1, beta2, eps, max_norm, clip_eps, .. } = *hyper;
+        let correction = |beta: f64| 1.0 - beta.powf(update.into());
         let constants = [
             (max_norm / (norm + clip_eps)).min(1.0),
             beta1,
@@ -119,13 +119,15 @@ struct Piece<'a, T> {
     sums: Range<usize>,
 }
 
-/// Checks the lengths and calls `f` with every tensor's piece, unless the norm is not finite.
+/// Checks the lengths and calls `f` with every tensor's piece, unless the norm is not finite. With `counts` the update is
+/// counted as applied.
 fn for_each_piece<T: Scalar>(
     op: &'static str,
     args: OptimizerStep<'_, Cpu<T>>,
+    counts: bool,
     mut f: impl FnMut(Piece<'_, T>, Constants<T>, OptimizerHyper),
 ) -> Result<()> {
-    let OptimizerStep { weights, grads, m, v, norm, shard, tensors, hyper } = args;
+    let OptimizerStep { weights, grads, m, v, norm, updates, shard, tensors, hyper } = args;
     let weights = weights.as_mut_slice();
     check_len(op, "grads", grads.len(), weights.len())?;
     check_range(op, "shard", weights.len(), &shard, shard.len())?;
@@ -136,13 +138,17 @@ fn for_each_piece<T: Scalar>(
     check_len(op, "m", m.len(), shard.len())?;
     check_len(op, "v", v.len(), shard.len())?;
     check_len(op, "norm", norm.len(), 1)?;
+    check_len(op, "updates", updates.len(), 1)?;
     for TensorSpan { range, .. } in tensors {
         check_range(op, "tensors", weights.len(), range, range.len())?;
     }
     if !norm[0].is_finite() {
         return Ok(());
     }
-    let constants = Constants::new(&hyper, norm[0].to_f64());
+    let constants = Constants::new(&hyper, updates[0] + 1, norm[0].to_f64());
+    if counts {
+        updates[0] += 1;
+    }
     let mut first_sum = 0;
     for TensorSpan { range, decay } in tensors {
         let all = stretches(range);
@@ -164,7 +170,7 @@ fn for_each_piece<T: Scalar>(
 }
 
 pub(super) fn adamw<T: Scalar>(args: OptimizerStep<'_, Cpu<T>>) -> Result<()> {
-    for_each_piece("adamw", args, |Piece { w, g, m, v, decay, .. }, constants, hyper| {
+    for_each_piece("adamw", args, true, |Piece { w, g, m, v, decay, .. }, constants, hyper| {
         let keep = T::from_f64(if decay { 1.0 - hyper.lr * hyper.weight_decay } else { 1.0 });
         let lr = T::from_f64(hyper.lr);
         w.par_chunks_mut(CHUNK)
@@ -184,7 +190,7 @@ pub(super) fn adamw<T: Scalar>(args: OptimizerStep<'_, Cpu<T>>) -> Result<()> {
 
 pub(super) fn lamb_moments<T: Scalar>(args: OptimizerStep<'_, Cpu<T>>, sums: &mut [f64]) -> Result<()> {
     check_len("lamb_moments", "sums", sums.len(), lamb_sums(args.tensors))?;
-    for_each_piece("lamb_moments", args, |piece, constants, hyper| {
+    for_each_piece("lamb_moments", args, false, |piece, constants, hyper| {
         let Piece { w, g, m, v, decay, head, sums: own, .. } = piece;
         let decay_rate = T::from_f64(if decay { hyper.weight_decay } else { 0.0 });
         let stretch = |w: &[T], g: &[T], m: &mut [T], v: &mut [T], sums: &mut [f64]| {
@@ -210,7 +216,7 @@ pub(super) fn lamb_moments<T: Scalar>(args: OptimizerStep<'_, Cpu<T>>, sums: &mu
 
 pub(super) fn lamb_apply<T: Scalar>(args: OptimizerStep<'_, Cpu<T>>, sums: &[f64]) -> Result<()> {
     check_len("lamb_apply", "sums", sums.len(), lamb_sums(args.tensors))?;
-    for_each_piece("lamb_apply", args, |piece, constants, hyper| {
+    for_each_piece("lamb_apply", args, true, |piece, constants, hyper| {
         let Piece { w, m, v, decay, tensor_sums, .. } = piece;
         let decay_rate = T::from_f64(if decay { hyper.weight_decay } else { 0.0 });
         let mut total = [0.0; 2];

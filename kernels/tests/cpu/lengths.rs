@@ -34,7 +34,7 @@ fn embedding() {
             mean: &mut zeros(n(2, 2)),
             rstd: &mut zeros(n(3, 2)),
             tokens: &vec![0; n(4, 2)],
-            positions: &vec![0; n(5, 2)],
+            positions: &vec![0; n(6, 2)],
             types: &vec![0; n(6, 2)],
             word: &zeros(n(7, 12)),
             position: &zeros(n(8, 9)),
@@ -55,7 +55,7 @@ fn embedding() {
             mean: &zeros(n(2, 2)),
             rstd: &zeros(n(3, 2)),
             gamma: &zeros(n(4, 3)),
-            types: &vec![0; n(5, 2)],
+            types: &vec![0; n(6, 2)],
             by_token: groups(0),
             by_position: groups(1),
             grads: &mut zeros(34),
@@ -91,7 +91,7 @@ fn layernorm() {
             dy: &zeros(n(2, 6)),
             z: &zeros(n(3, 6)),
             mean: &zeros(n(4, 2)),
-            rstd: &zeros(n(5, 2)),
+            rstd: &zeros(n(6, 2)),
             gamma: &zeros(n(6, 3)),
             grads: &mut zeros(10),
             dgamma: 0..n(7, 3),
@@ -271,22 +271,22 @@ fn optimizers() {
         beta2: 0.99,
         eps: 1e-6,
         weight_decay: 0.0,
-        update: 1,
         max_norm: 1.0,
         clip_eps: 0.0,
     };
     for op in ["adamw", "lamb_moments", "lamb_apply"] {
-        each_wrong_length(if op == "adamw" { 5 } else { 6 }, |n| {
+        each_wrong_length(if op == "adamw" { 6 } else { 7 }, |n| {
             let mut weights = B::new().weights(n(0, 4)).unwrap();
             let (grads, mut m, mut v, norm) =
                 (zeros(n(1, 4)), zeros(n(2, 4)), zeros(n(3, 4)), zeros(n(4, 1)));
             let (weights, m, v, tensors) = (&mut weights, &mut m[..], &mut v[..], tensors(4));
-            let (norm, tensors) = (&norm[..], &tensors[..]);
-            let step = OptimizerStep::<B> { weights, grads: &grads, m, v, norm, shard: 0..4, tensors, hyper };
+            let (norm, tensors, updates) = (&norm[..], &tensors[..], &mut vec![0; n(5, 1)][..]);
+            let (grads, shard) = (&grads[..], 0..4);
+            let step = OptimizerStep::<B> { weights, grads, m, v, norm, updates, shard, tensors, hyper };
             match op {
                 "adamw" => B::new().adamw(step),
-                "lamb_moments" => B::new().lamb_moments(step, &mut vec![0.0; n(5, 2)]),
-                _ => B::new().lamb_apply(step, &vec![0.0; n(5, 2)]),
+                "lamb_moments" => B::new().lamb_moments(step, &mut vec![0.0; n(6, 2)]),
+                _ => B::new().lamb_apply(step, &vec![0.0; n(6, 2)]),
             }
         });
     }

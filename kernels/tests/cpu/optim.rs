@@ -13,14 +13,13 @@ fn tensors() -> [TensorSpan; 3] {
         .map(|(range, decay)| TensorSpan { range, decay })
 }
 
-fn hyper(update: u64) -> OptimizerHyper {
+fn hyper() -> OptimizerHyper {
     OptimizerHyper {
         lr: 0.02,
         beta1: 0.9,
         beta2: 0.98,
         eps: 1e-6,
         weight_decay: 0.1,
-        update,
         max_norm: 1.5,
         clip_eps: 1e-6,
     }
@@ -31,17 +30,19 @@ struct State {
     w: Vec<f64>,
     m: Vec<f64>,
     v: Vec<f64>,
+    updates: u32,
 }
 
 impl State {
     fn new() -> Self {
         let v = noise(LEN, 82).iter().map(|x| x * x).collect();
-        Self { w: noise(LEN, 80), m: noise(LEN, 81), v }
+        Self { w: noise(LEN, 80), m: noise(LEN, 81), v, updates: 0 }
     }
 
     /// The definitions, in f64.
     fn step(&mut self, lamb: bool, grads: &[f64], norm: f64, hyper: &OptimizerHyper) {
-        let OptimizerHyper { lr, beta1, beta2, eps, weight_decay, update, max_norm, clip_eps } = *hyper;
+        let OptimizerHyper { lr, beta1, beta2, eps, weight_decay, max_norm, clip_eps } = *hyper;
+        self.updates += 1;
         let clip = (max_norm / (norm + clip_eps)).min(1.0);
         for TensorSpan { range, decay } in tensors() {
             let wd = if decay { weight_decay } else { 0.0 };
@@ -50,8 +51,8 @@ impl State {
                 let g = grads[i] * clip;
                 self.m[i] = beta1 * self.m[i] + (1.0 - beta1) * g;
                 self.v[i] = beta2 * self.v[i] + (1.0 - beta2) * g * g;
-                let mh = self.m[i] / (1.0 - beta1.powi(update as i32));
-                let vh = self.v[i] / (1.0 - beta2.powi(update as i32));
+                let mh = self.m[i] / (1.0 - beta1.powi(self.updates as i32));
+                let vh = self.v[i] / (1.0 - beta2.powi(self.updates as i32));
                 if lamb {
                     u.push(mh / (vh.sqrt() + eps) + wd * self.w[i]);
                 } else {
@@ -89,13 +90,16 @@ impl State {
         let (grads, norm, tensors) = (cast::<T>(grads), cast::<T>(&[norm]), tensors());
         let mut sums = vec![0.0; lamb_sums(&tensors)];
         for apply in if lamb { &[false, true][..] } else { &[true] } {
+            let mut after = self.updates;
             for shard in edges.windows(2).map(|edge| edge[0]..edge[1]) {
+                let mut updates = [self.updates];
                 let step = OptimizerStep::<Cpu<T>> {
                     weights: &mut weights,
                     grads: &grads,
                     m: &mut m[shard.clone()],
                     v: &mut v[shard.clone()],
                     norm: &norm,
+                    updates: &mut updates,
                     shard,
                     tensors: &tensors,
                     hyper,
@@ -106,10 +110,13 @@ impl State {
                     (true, true) => cpu.lamb_apply(step, &sums),
                 }
                 .unwrap();
+                after = updates[0];
             }
+            assert_eq!(after, self.updates + u32::from(*apply && norm[0].is_finite()));
+            self.updates = after;
         }
         let w = wide(<Cpu<T> as Backend>::master(&weights, 0..LEN));
-        *self = Self { w, m: wide(&m), v: wide(&v) };
+        (self.w, self.m, self.v) = (w, wide(&m), wide(&v));
     }
 }
 
@@ -123,9 +130,9 @@ fn compare(lamb: bool, zero_tensor: bool) {
     for update in 1..=3 {
         let grads = noise(LEN, 90 + update);
         let norm = grads.iter().map(|x| x * x).sum::<f64>().sqrt();
-        want.step(lamb, &grads, norm, &hyper(update));
-        double.step_on_cpu::<f64>(lamb, &grads, norm, hyper(update));
-        single.step_on_cpu::<f32>(lamb, &grads, norm, hyper(update));
+        want.step(lamb, &grads, norm, &hyper());
+        double.step_on_cpu::<f64>(lamb, &grads, norm, hyper());
+        single.step_on_cpu::<f32>(lamb, &grads, norm, hyper());
     }
     for (got, bound) in [(double, 1e-13), (single, 2e-6)] {
         for (got, want) in [(&got.w, &want.w), (&got.m, &want.m), (&got.v, &want.v)] {
@@ -154,7 +161,7 @@ fn a_norm_that_is_not_finite_changes_nothing() {
     for (lamb, norm) in [(false, f64::NAN), (true, f64::INFINITY)] {
         let mut state = State::new();
         let grads = vec![f64::NAN; LEN];
-        state.step_on_cpu::<f32>(lamb, &grads, norm, hyper(1));
+        state.step_on_cpu::<f32>(lamb, &grads, norm, hyper());
         let before = State::new();
         assert!(state.w == before.w && state.m == before.m);
     }
@@ -165,7 +172,7 @@ fn optimizers_do_not_depend_on_threads() {
     let run = |threads: usize, lamb| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let mut state = State::new();
-        pool.install(|| state.step_on_cpu::<f32>(lamb, &noise(LEN, 91), 3.0, hyper(1)));
+        pool.install(|| state.step_on_cpu::<f32>(lamb, &noise(LEN, 91), 3.0, hyper()));
         state
     };
     for lamb in [false, true] {
@@ -179,9 +186,9 @@ fn shards_end_bit_equal_to_the_whole() {
     for lamb in [false, true] {
         let grads = noise(LEN, 92);
         let [mut whole, mut two, mut three] = [State::new(), State::new(), State::new()];
-        whole.step_on_cpu::<f32>(lamb, &grads, 3.0, hyper(1));
-        two.step_in_shards::<f32>(lamb, &grads, 3.0, hyper(1), &[0, STRETCH, LEN]);
-        three.step_in_shards::<f32>(lamb, &grads, 3.0, hyper(1), &[0, STRETCH, STRETCH, 2 * STRETCH, LEN]);
+        whole.step_on_cpu::<f32>(lamb, &grads, 3.0, hyper());
+        two.step_in_shards::<f32>(lamb, &grads, 3.0, hyper(), &[0, STRETCH, LEN]);
+        three.step_in_shards::<f32>(lamb, &grads, 3.0, hyper(), &[0, STRETCH, STRETCH, 2 * STRETCH, LEN]);
         assert!(whole == two && whole == three && whole != State::new());
     }
 }
@@ -199,9 +206,10 @@ fn a_shard_that_divides_a_stretch_is_refused() {
             m: &mut m[..n],
             v: &mut v[..n],
             norm: &[1.0],
+            updates: &mut [0],
             shard,
             tensors: &tensors(),
-            hyper: hyper(1),
+            hyper: hyper(),
         };
         assert!(cpu.adamw(step).unwrap_err().to_string().contains("shard"));
     }

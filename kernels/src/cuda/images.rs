@@ -1,0 +1,85 @@
+//! The compiled kernels in this binary, and what the compiler said of them.
+
+/// The kernels of one file of `cu/`.
+pub struct Image {
+    /// The file's name without its extension.
+    pub name: &'static str,
+    /// A fatbin.
+    pub bytes: &'static [u8],
+    /// What the assembler reported.
+    report: &'static str,
+}
+
+include!(concat!(env!("OUT_DIR"), "/images.rs"));
+
+/// What one kernel takes on one architecture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resources {
+    /// The kernel's symbol.
+    pub kernel: String,
+    /// As in `sm_90a`.
+    pub arch: String,
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Static shared memory of a block, bytes.
+    pub shared: u32,
+    /// Bytes of a thread's stack frame.
+    pub stack: u32,
+    /// Bytes that a thread stores to and loads from memory for want of registers.
+    pub spills: u32,
+}
+
+/// Resources of all kernels in this binary.
+pub fn resources() -> Vec<Resources> {
+    IMAGES.iter().flat_map(|image| parse(image.report)).collect()
+}
+
+/// Reads the assembler's report: for every kernel a line with its name, one with its stack, one with its registers.
+fn parse(report: &str) -> Vec<Resources> {
+    let mut found: Vec<Resources> = Vec::new();
+    for line in report.lines() {
+        if let Some((_, entry)) = line.split_once("Compiling entry function '") {
+            let mut quoted = entry.split('\'');
+            let (kernel, arch) = (quoted.next().unwrap_or_default(), quoted.nth(1).unwrap_or_default());
+            let (kernel, arch) = (kernel.to_owned(), arch.to_owned());
+            found.push(Resources { kernel, arch, registers: 0, shared: 0, stack: 0, spills: 0 });
+        } else if let Some(last) = found.last_mut() {
+            let number = |unit: &str| {
+                let before = line.split_once(unit)?.0.trim_end();
+                before.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok()
+            };
+            if line.contains("bytes stack frame") {
+                last.stack = number("bytes stack frame").unwrap_or(0);
+                last.spills =
+                    number("bytes spill stores").unwrap_or(0) + number("bytes spill loads").unwrap_or(0);
+            } else if line.contains("Used") {
+                last.registers = number("registers").unwrap_or(0);
+                last.shared = number("bytes smem").unwrap_or(0);
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_read() {
+        let report = "ptxas info    : 0 bytes gmem\n\
+                      ptxas info    : Compiling entry function 'f_bf16' for 'sm_90a'\n\
+                      ptxas info    : Function properties for f_bf16\n    \
+                      16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads\n\
+                      ptxas info    : Used 22 registers, used 1 barriers, 128 bytes smem\n";
+        let want = Resources {
+            kernel: "f_bf16".into(),
+            arch: "sm_90a".into(),
+            registers: 22,
+            shared: 128,
+            stack: 16,
+            spills: 20,
+        };
+        assert_eq!(parse(report), [want]);
+    }
+}

@@ -1,0 +1,297 @@
+//! The ops on an NVIDIA GPU, generic over `f32` and `bf16` weights and activations; everything else is `f32`.
+//!
+//! One file of `cu/` holds an op's kernels, the file of the same name here checks the lengths and launches them. Products go
+//! through cuBLASLt ([`linear`]). Every op is queued on one stream and returns at once.
+
+mod attention;
+mod cross_entropy;
+mod device;
+mod embedding;
+mod gelu;
+mod images;
+mod launch;
+mod layernorm;
+mod linear;
+mod memory;
+mod optim;
+mod rows;
+mod transfer;
+
+pub use device::{Device, count};
+pub use images::{ARCHS, COMPILER, IMAGES, Image, Resources, resources};
+pub use memory::{Memory, View, ViewMut};
+
+use crate::backend::*;
+use crate::error::check_len;
+use crate::{Error, Result};
+use bytemuck::Pod;
+use half::bf16;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// What kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// 32 bits, products without TF32: for parity.
+    F32,
+    /// bfloat16, accumulated in f32: for training.
+    Bf16,
+}
+
+/// The type of weights and activations.
+pub trait Element: Pod + Send + Sync {
+    /// Which one.
+    const KIND: Kind;
+    /// Rounds.
+    fn from_f32(x: f32) -> Self;
+    /// Widens.
+    fn to_f64(self) -> f64;
+}
+
+impl Element for f32 {
+    const KIND: Kind = Kind::F32;
+    fn from_f32(x: f32) -> Self {
+        x
+    }
+    fn to_f64(self) -> f64 {
+        self.into()
+    }
+}
+
+impl Element for bf16 {
+    const KIND: Kind = Kind::Bf16;
+    fn from_f32(x: f32) -> Self {
+        Self::from_f32(x)
+    }
+    fn to_f64(self) -> f64 {
+        self.into()
+    }
+}
+
+/// A GPU as a device of training.
+pub struct Cuda<E> {
+    device: Arc<Device>,
+    transfer: transfer::Transfer,
+    products: linear::Products,
+    kind: PhantomData<E>,
+}
+
+/// All parameters on a GPU.
+pub struct Weights<E> {
+    master: Memory<f32>,
+    /// Rounded; none where elements are f32.
+    rounded: Option<Memory<E>>,
+}
+
+impl<E: Element> Cuda<E> {
+    /// A backend on an open GPU.
+    ///
+    /// # Errors
+    /// cuBLASLt that is missing or does not start, a GPU without memory.
+    pub fn new(device: Arc<Device>) -> Result<Self> {
+        let transfer = transfer::Transfer::new(&device)?;
+        let products = linear::Products::new(&device)?;
+        Ok(Self { device, transfer, products, kind: PhantomData })
+    }
+
+    /// The GPU.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+}
+
+impl<E: Element> Backend for Cuda<E> {
+    type Elem = E;
+    type Acc = f32;
+    type Mem<T: Pod + Send + Sync> = Memory<T>;
+    type Ref<'a, T: 'a + Send + Sync> = View<'a, T>;
+    type Mut<'a, T: 'a + Send + Sync> = ViewMut<'a, T>;
+    type Mark = transfer::Mark;
+    type Pending = transfer::Pending;
+    type Weights = Weights<E>;
+
+    fn describe(&self) -> String {
+        let (major, minor) = self.device.arch();
+        let bits = match E::KIND {
+            Kind::F32 => "f32",
+            Kind::Bf16 => "bf16",
+        };
+        format!(
+            "GPU {}, {}, compute capability {major}.{minor}, {bits}",
+            self.device.ordinal(),
+            self.device.name()
+        )
+    }
+
+    fn memory(&self) -> Option<u64> {
+        let used: u64 = self.device.usage().iter().map(|(_, bytes)| bytes).sum();
+        self.device.memory().ok().map(|(free, _)| free as u64 + used)
+    }
+
+    fn elems(&self, what: &'static str, len: usize) -> Result<Memory<E>> {
+        Memory::zeroed(&self.device, what, len)
+    }
+    fn zeros<T: Pod + Send + Sync>(&self, what: &'static str, len: usize) -> Result<Memory<T>> {
+        Memory::zeroed(&self.device, what, len)
+    }
+    fn len<T: Pod + Send + Sync>(mem: &Memory<T>) -> usize {
+        mem.len()
+    }
+    fn at<T: Pod + Send + Sync>(mem: &Memory<T>, range: Range<usize>) -> View<'_, T> {
+        mem.view(range)
+    }
+    fn at_mut<T: Pod + Send + Sync>(mem: &mut Memory<T>, range: Range<usize>) -> ViewMut<'_, T> {
+        mem.view_mut(range)
+    }
+    fn shorten<'short, 'long: 'short, T: 'long + Send + Sync>(r: View<'long, T>) -> View<'short, T> {
+        r.shorten()
+    }
+    fn upload<T: Pod + Send + Sync>(&self, dst: ViewMut<'_, T>, src: &[T]) -> Result<()> {
+        check_len("upload", "src", src.len(), dst.len())?;
+        self.device.upload(dst.ptr(), bytemuck::cast_slice(src))
+    }
+    fn download<T: Pod + Send + Sync>(&self, src: View<'_, T>, dst: &mut [T]) -> Result<()> {
+        check_len("download", "dst", dst.len(), src.len())?;
+        self.device.download(bytemuck::cast_slice_mut(dst), src.ptr())
+    }
+    fn download_elems(&self, src: View<'_, E>, dst: &mut [f64]) -> Result<()> {
+        check_len("download_elems", "dst", dst.len(), src.len())?;
+        let mut host = vec![E::zeroed(); dst.len()];
+        self.device.download(bytemuck::cast_slice_mut(&mut host), src.ptr())?;
+        dst.iter_mut().zip(host).for_each(|(dst, src)| *dst = src.to_f64());
+        Ok(())
+    }
+    fn mark(&self) -> Result<transfer::Mark> {
+        self.transfer.mark()
+    }
+    fn wait(&self, mark: &transfer::Mark) -> Result<()> {
+        self.transfer.wait(mark)
+    }
+    fn upload_beside(
+        &self,
+        dst: ViewMut<'_, u32>,
+        src: &[u32],
+        after: &transfer::Mark,
+    ) -> Result<transfer::Mark> {
+        self.transfer.upload_beside(dst, src, after)
+    }
+    fn read_later(&self, parts: &[View<'_, f32>]) -> Result<transfer::Pending> {
+        self.transfer.read_later(parts)
+    }
+    fn read(&self, pending: transfer::Pending) -> Result<Vec<f32>> {
+        self.transfer.read(pending)
+    }
+    fn begin_step(&self) -> Result<()> {
+        self.transfer.begin_step()
+    }
+    fn end_step(&self) -> Result<()> {
+        self.transfer.end_step()
+    }
+    fn clear<T: Pod + Send + Sync>(&self, dst: ViewMut<'_, T>) -> Result<()> {
+        self.device.fill(dst.ptr(), 0, dst.len() * size_of::<T>())
+    }
+
+    fn weights(&self, len: usize) -> Result<Weights<E>> {
+        let master = Memory::zeroed(&self.device, "master weights", len)?;
+        let rounded = match E::KIND {
+            Kind::F32 => None,
+            Kind::Bf16 => Some(Memory::zeroed(&self.device, "weights", len)?),
+        };
+        Ok(Weights { master, rounded })
+    }
+    fn weight(weights: &Weights<E>, range: Range<usize>) -> View<'_, E> {
+        match &weights.rounded {
+            Some(rounded) => rounded.view(range),
+            None => weights.master.view(range).cast(),
+        }
+    }
+    fn master(weights: &Weights<E>, range: Range<usize>) -> View<'_, f32> {
+        weights.master.view(range)
+    }
+    fn upload_weights(&self, weights: &mut Weights<E>, at: usize, src: &[f32]) -> Result<()> {
+        let have = weights.master.len();
+        let end = at.saturating_add(src.len());
+        if end > have {
+            let what = format!("{} elements at {at} reach beyond the table of {have}", src.len());
+            return Err(Error::Unsupported { op: "upload_weights", what });
+        }
+        self.upload(weights.master.view_mut(at..end), src)?;
+        if let Some(rounded) = &mut weights.rounded {
+            let src: Vec<E> = src.iter().map(|&w| E::from_f32(w)).collect();
+            self.upload(rounded.view_mut(at..end), &src)?;
+        }
+        Ok(())
+    }
+
+    fn embedding_forward(&self, args: EmbeddingForward<'_, Self>) -> Result<()> {
+        embedding::forward(&self.device, args)
+    }
+    fn embedding_backward(&self, args: EmbeddingBackward<'_, Self>) -> Result<()> {
+        embedding::backward(&self.device, args)
+    }
+    fn layernorm_forward(&self, args: LayerNormForward<'_, Self>) -> Result<()> {
+        layernorm::forward(&self.device, args)
+    }
+    fn layernorm_backward(&self, args: LayerNormBackward<'_, Self>) -> Result<()> {
+        layernorm::backward(&self.device, args)
+    }
+    fn linear_forward(&self, args: LinearForward<'_, Self>) -> Result<()> {
+        self.products.forward(&self.device, args)
+    }
+    fn linear_dgrad(&self, args: LinearDgrad<'_, Self>) -> Result<()> {
+        self.products.dgrad(&self.device, args)
+    }
+    fn linear_wgrad(&self, args: LinearWgrad<'_, Self>) -> Result<()> {
+        self.products.wgrad(&self.device, args)
+    }
+    fn bias_grad(&self, args: BiasGrad<'_, Self>) -> Result<()> {
+        rows::bias_grad(&self.device, args)
+    }
+    fn gelu_forward(&self, args: GeluForward<'_, Self>) -> Result<()> {
+        gelu::forward(&self.device, args)
+    }
+    fn gelu_backward(&self, args: GeluBackward<'_, Self>) -> Result<()> {
+        gelu::backward(&self.device, args)
+    }
+    fn attention_forward(&self, args: AttentionForward<'_, Self>) -> Result<()> {
+        attention::forward(&self.device, args)
+    }
+    fn attention_backward(&self, args: AttentionBackward<'_, Self>) -> Result<()> {
+        attention::backward(&self.device, args)
+    }
+    fn gather_rows(&self, args: GatherRows<'_, Self>) -> Result<()> {
+        rows::gather(&self.device, args)
+    }
+    fn scatter_add_rows(&self, args: ScatterAddRows<'_, Self>) -> Result<()> {
+        rows::scatter_add(&self.device, args)
+    }
+    fn cross_entropy(&self, args: CrossEntropy<'_, Self>) -> Result<()> {
+        cross_entropy::cross_entropy(&self.device, args)
+    }
+    fn tanh_forward(&self, args: TanhForward<'_, Self>) -> Result<()> {
+        gelu::tanh_forward(&self.device, args)
+    }
+    fn tanh_backward(&self, args: TanhBackward<'_, Self>) -> Result<()> {
+        gelu::tanh_backward(&self.device, args)
+    }
+
+    fn square_sums(&self, sums: ViewMut<'_, f64>, x: View<'_, f32>) -> Result<()> {
+        optim::square_sums(&self.device, sums, x)
+    }
+    fn root_of_sum(&self, norm: ViewMut<'_, f32>, sums: View<'_, f64>) -> Result<()> {
+        optim::root_of_sum(&self.device, norm, sums)
+    }
+    fn clip(&self, x: ViewMut<'_, f32>, norm: View<'_, f32>, max_norm: f64) -> Result<()> {
+        optim::clip(&self.device, x, norm, max_norm)
+    }
+    fn adamw(&self, args: OptimizerStep<'_, Self>) -> Result<()> {
+        optim::adamw(&self.device, args)
+    }
+    fn lamb_moments(&self, args: OptimizerStep<'_, Self>, sums: ViewMut<'_, f64>) -> Result<()> {
+        optim::lamb_moments(&self.device, args, sums)
+    }
+    fn lamb_apply(&self, args: OptimizerStep<'_, Self>, sums: View<'_, f64>) -> Result<()> {
+        optim::lamb_apply(&self.device, args, sums)
+    }
+}
