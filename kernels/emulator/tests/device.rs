@@ -23,7 +23,8 @@ fn axpy() {
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking).unwrap();
         let (mut a, mut n32) = (2.0f32, n as i32);
         let (mut px, mut py) = (dx, dy);
-        let mut params: [*mut c_void; 4] = [(&raw mut py).cast(), (&raw mut px).cast(), (&raw mut a).cast(), (&raw mut n32).cast()];
+        let mut params: [*mut c_void; 4] =
+            [(&raw mut py).cast(), (&raw mut px).cast(), (&raw mut a).cast(), (&raw mut n32).cast()];
         result::launch_kernel(f, (4, 1, 1), (256, 1, 1), 0, stream, &mut params).unwrap();
         result::stream::synchronize(stream).unwrap();
         let mut y = vec![0f32; n];
