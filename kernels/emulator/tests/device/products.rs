@@ -67,23 +67,19 @@ impl Plan {
         let handle = result::create_handle().unwrap();
         let description =
             result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, F32).unwrap();
-        let set = |attribute, value: *const c_void, bytes| {
-            // SAFETY: the value has that many bytes.
-            unsafe { result::set_matmul_desc_attribute(description, attribute, value, bytes).unwrap() };
-        };
-        use sys::cublasLtMatmulDescAttributes_t::*;
-        for (attribute, on) in
-            [(CUBLASLT_MATMUL_DESC_TRANSA, case.transpose_a), (CUBLASLT_MATMUL_DESC_TRANSB, case.transpose_b)]
-        {
-            set(attribute, (&raw const *&i32::from(on)).cast(), 4);
+        fn set<T>(to: sys::cublasLtMatmulDesc_t, attribute: sys::cublasLtMatmulDescAttributes_t, value: T) {
+            let bytes = size_of::<T>();
+            // SAFETY: the value has that many bytes; the description lives.
+            unsafe {
+                result::set_matmul_desc_attribute(to, attribute, (&raw const value).cast(), bytes).unwrap()
+            };
         }
+        use sys::cublasLtMatmulDescAttributes_t::*;
+        set(description, CUBLASLT_MATMUL_DESC_TRANSA, i32::from(case.transpose_a));
+        set(description, CUBLASLT_MATMUL_DESC_TRANSB, i32::from(case.transpose_b));
         if case.bias {
-            set(
-                CUBLASLT_MATMUL_DESC_EPILOGUE,
-                (&raw const *&sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS).cast(),
-                4,
-            );
-            set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, (&raw const bias).cast(), 8);
+            set(description, CUBLASLT_MATMUL_DESC_EPILOGUE, sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS);
+            set(description, CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
         }
         let layout = |kind, rows: usize, cols: usize| {
             result::create_matrix_layout(kind, rows as u64, cols as u64, (rows + extra) as i64).unwrap()
