@@ -5,3 +5,4 @@
 //! before each op, and sizes fit no vector and no block.
 
 mod check;
+mod resources;
