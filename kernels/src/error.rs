@@ -45,6 +45,25 @@ pub enum Error {
         /// Its size.
         bytes: usize,
     },
+    /// The same, of a GPU.
+    #[error(
+        "cannot allocate {bytes} bytes for {what}: of the {total} bytes of GPU {gpu} {free} are free, and this process \
+         holds {held}; choose a smaller model or batch, or end what else uses the GPU (`nvidia-smi` shows it)"
+    )]
+    DeviceMemory {
+        /// Name of the buffer.
+        what: &'static str,
+        /// Its size.
+        bytes: usize,
+        /// The GPU's number.
+        gpu: usize,
+        /// Bytes of it that nobody holds.
+        free: usize,
+        /// Bytes that it has.
+        total: usize,
+        /// Bytes in buffers of this process.
+        held: u64,
+    },
 }
 
 /// Result of an op.

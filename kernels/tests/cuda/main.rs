@@ -5,4 +5,6 @@
 //! before each op, and sizes fit no vector and no block.
 
 mod check;
+mod linear;
 mod resources;
+mod transfer;
