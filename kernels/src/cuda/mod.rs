@@ -98,6 +98,7 @@ pub struct Cuda<E> {
     device: Arc<Device>,
     transfer: transfer::Transfer,
     products: gemm::Products,
+    spans: optim::Spans,
     kind: PhantomData<E>,
 }
 
@@ -116,7 +117,7 @@ impl<E: Element> Cuda<E> {
     pub fn new(device: Arc<Device>, options: Options) -> Result<Self> {
         let transfer = transfer::Transfer::new(&device, options.graph);
         let products = gemm::Products::new(&device, options)?;
-        Ok(Self { device, transfer, products, kind: PhantomData })
+        Ok(Self { device, transfer, products, spans: optim::Spans::default(), kind: PhantomData })
     }
 
     /// The GPU.
@@ -324,12 +325,12 @@ impl<E: Element> Backend for Cuda<E> {
         optim::clip(&self.device, x, norm, max_norm)
     }
     fn adamw(&self, args: OptimizerStep<'_, Self>) -> Result<()> {
-        optim::adamw(&self.device, args)
+        optim::adamw(&self.device, &self.spans, args)
     }
     fn lamb_moments(&self, args: OptimizerStep<'_, Self>, sums: ViewMut<'_, f64>) -> Result<()> {
-        optim::lamb_moments(&self.device, args, sums)
+        optim::lamb_moments(&self.device, &self.spans, args, sums)
     }
     fn lamb_apply(&self, args: OptimizerStep<'_, Self>, sums: View<'_, f64>) -> Result<()> {
-        optim::lamb_apply(&self.device, args, sums)
+        optim::lamb_apply(&self.device, &self.spans, args, sums)
     }
 }

@@ -6,5 +6,7 @@
 
 mod check;
 mod linear;
+mod loss;
+mod optim;
 mod resources;
 mod transfer;
