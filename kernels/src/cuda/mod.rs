@@ -4,6 +4,7 @@
 //! through cuBLASLt ([`gemm`]). Every op is queued on one stream and returns at once.
 
 mod attention;
+mod columns;
 mod cross_entropy;
 mod device;
 mod embedding;
