@@ -43,6 +43,16 @@ pub(super) fn root_of_sum<T: Scalar>(norm: &mut [T], sums: &[f64]) -> Result<()>
     Ok(())
 }
 
+pub(super) fn find_nonfinite<T: Scalar>(place: &mut [T], x: &[T], norm: &[T]) -> Result<()> {
+    check_len("find_nonfinite", "place", place.len(), 2)?;
+    check_len("find_nonfinite", "norm", norm.len(), 1)?;
+    let suspect = !norm[0].to_f64().is_finite();
+    let first = suspect.then(|| x.iter().position(|x| !x.to_f64().is_finite())).flatten();
+    let found = first.map_or([-1.0; 2], |i| [(i / STRETCH) as f64, (i % STRETCH) as f64]);
+    place.copy_from_slice(&found.map(T::from_f64));
+    Ok(())
+}
+
 pub(super) fn clip<T: Scalar>(x: &mut [T], norm: &[T], max_norm: f64) -> Result<()> {
     check_len("clip", "norm", norm.len(), 1)?;
     let norm = norm[0].to_f64();

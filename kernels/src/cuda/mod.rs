@@ -18,6 +18,7 @@ mod launch;
 mod layernorm;
 mod linear;
 mod memory;
+mod nonfinite;
 mod optim;
 mod pinned;
 mod rows;
@@ -142,6 +143,7 @@ impl<E: Element> Cuda<E> {
 }
 
 impl<E: Element> Backend for Cuda<E> {
+    const HOST: bool = false;
     type Elem = E;
     type Acc = f32;
     type Mem<T: Pod + Send + Sync> = Memory<T>;
@@ -321,6 +323,9 @@ impl<E: Element> Backend for Cuda<E> {
     }
     fn root_of_sum(&self, norm: ViewMut<'_, f32>, sums: View<'_, f64>) -> Result<()> {
         optim::root_of_sum(&self.device, norm, sums)
+    }
+    fn find_nonfinite(&self, place: ViewMut<'_, f32>, x: View<'_, f32>, norm: View<'_, f32>) -> Result<()> {
+        nonfinite::find_nonfinite(&self.device, place, x, norm)
     }
     fn clip(&self, x: ViewMut<'_, f32>, norm: View<'_, f32>, max_norm: f64) -> Result<()> {
         optim::clip(&self.device, x, norm, max_norm)
