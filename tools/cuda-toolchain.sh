@@ -15,12 +15,15 @@ if [ -x "$target/bin/nvcc" ] && "$target/bin/nvcc" --version | grep -q "release 
   echo "$target holds nvcc $version already"
   exit 0
 fi
-command -v python3 >/dev/null && python3 -m pip --version >/dev/null 2>&1 ||
-  { echo "python3 with pip is needed to fetch the compiler" >&2; exit 1; }
 
 staging=$(mktemp -d .cuda.XXXXXX.tmp)
 trap 'rm -rf "$staging"' EXIT
-python3 -m pip download --quiet --no-deps --only-binary :all: --dest "$staging/wheels" "${wheels[@]}"
+python=python3
+if ! "$python" -m pip --version >/dev/null 2>&1; then
+  python3 -m venv "$staging/venv" || { echo "python3 with pip or venv is needed to fetch the compiler" >&2; exit 1; }
+  python="$staging/venv/bin/python"
+fi
+"$python" -m pip download --quiet --no-deps --only-binary :all: --dest "$staging/wheels" "${wheels[@]}"
 python3 - "$staging" <<'PYTHON'
 import pathlib, sys, zipfile
 staging = pathlib.Path(sys.argv[1])

@@ -35,7 +35,7 @@ fn embedding() {
             rstd: &mut zeros(n(3, 2)),
             tokens: &vec![0; n(4, 2)],
             positions: &vec![0; n(5, 2)],
-            types: &vec![0; n(5, 2)],
+            types: &vec![0; n(6, 2)],
             word: &zeros(n(7, 12)),
             position: &zeros(n(8, 9)),
             kind: &zeros(n(9, 6)),
