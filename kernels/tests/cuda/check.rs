@@ -157,3 +157,11 @@ fn within(what: &str, got: &[f64], exact: &[f64], times: f64, cost: f64, epsilon
 pub fn same_bits<T: Pod>(what: &str, a: &[T], b: &[T]) {
     assert!(bytemuck::cast_slice::<T, u8>(a) == bytemuck::cast_slice::<T, u8>(b), "{what}: other bits");
 }
+
+#[test]
+fn poison_stays_where_nothing_is_written() {
+    let cuda = cuda::<bf16>();
+    let memory = poisoned::<bf16, f32>(&cuda, 5);
+    assert!(get_f32(&cuda, &memory).iter().all(|x| x.is_nan()));
+    assert_eq!(get_elems(&cuda, &put_elems(&cuda, &[1.0, 1.00390625, -3.0])), [1.0, 1.0, -3.0]);
+}
