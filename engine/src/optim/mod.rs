@@ -177,6 +177,11 @@ impl<B: Backend> Optimizer<B> {
         Ok(host[0].to_f64())
     }
 
+    /// Begins to copy that norm to the host.
+    pub fn read_norm(&self, backend: &B) -> Result<B::Pending> {
+        Ok(backend.read_later(&[B::at(&self.norm, 0..1)])?)
+    }
+
     /// Both moments of all parameters, on the host.
     pub fn moments(
         &self,
