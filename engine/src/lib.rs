@@ -5,6 +5,7 @@ pub mod bench;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+pub mod device_batch;
 pub mod dist;
 pub mod error;
 mod lock;

@@ -117,14 +117,17 @@ impl Work for Timing<'_> {
 }
 
 /// Kernels of a step with their calls and milliseconds, the longest first.
-fn profile<B: Backend<Acc = f32>>(bench: &mut Bench<B>, gpu: &Device) -> anyhow::Result<Vec<(String, f64, f64)>> {
+fn profile<B: Backend<Acc = f32>>(
+    bench: &mut Bench<B>,
+    gpu: &Device,
+) -> anyhow::Result<Vec<(String, f64, f64)>> {
     gpu.set_profile(true)?;
     bench.run(PROFILED)?;
     let of_a_step = |n: f64| n / PROFILED as f64;
     let mut kernels: Vec<_> = gpu
         .profile()?
         .into_iter()
-        .map(|k| (k.name, of_a_step(k.calls as f64), of_a_step(k.milliseconds)))
+        .map(|k| (k.name.to_owned(), of_a_step(k.calls as f64), of_a_step(k.milliseconds)))
         .collect();
     gpu.set_profile(false)?;
     kernels.sort_by(|a, b| b.2.total_cmp(&a.2));
@@ -188,7 +191,8 @@ impl Measured {
     }
 
     fn to_json(&self) -> Value {
-        let kernel = |(name, calls, ms): &(String, f64, f64)| json!({ "kernel": name, "calls": calls, "ms": ms });
+        let kernel =
+            |(name, calls, ms): &(String, f64, f64)| json!({ "kernel": name, "calls": calls, "ms": ms });
         json!({
             "device": self.device,
             "parameters": self.parameters,

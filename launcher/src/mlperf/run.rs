@@ -3,9 +3,9 @@
 use super::args::{Division, MlperfArgs, Status};
 use crate::progress::TrainProgress;
 use crate::train::quoted;
-use crate::{NO_GPU, exit, format, job, signals};
+use crate::{exit, format, job, signals};
 use anyhow::{Context, bail};
-use engine::config::{self, Config};
+use engine::config::Config;
 use engine::data::shards::{MANIFEST, Manifest};
 use engine::dist::Group;
 use engine::memory;
