@@ -65,10 +65,13 @@ struct Block {
     int vote_result;
     Context scheduler;
     Random random;
-} block;
+};
+
+// Never destroyed: another thread may still run a kernel while the process ends.
+Block& block = *new Block{};
 
 const char* operation = nullptr;
-std::vector<void*> parameters;  // of the launch that runs: where each lies in its bytes
+auto& parameters = *new std::vector<void*>;  // of the launch that runs: where each lies in its bytes
 
 Fiber* self() { return static_cast<Fiber*>(current); }
 Fiber* lane_of(unsigned warp, unsigned lane) { return &block.fibers[warp * LANES + lane]; }
