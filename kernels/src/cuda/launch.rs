@@ -1,6 +1,6 @@
 //! Launching a kernel: its arguments are collected one by one in the order of its signature.
 
-use super::device::Device;
+use super::device::{Device, Grid};
 use super::memory::{View, ViewMut};
 use super::{Cuda, Element};
 use crate::Result;
@@ -50,7 +50,7 @@ pub(crate) fn dropout<E: Element>(
     rows: usize,
 ) -> Result<DropoutArg> {
     if !d.rate.is_none() {
-        check_len(op, "row_keys", d.row_keys.len(), rows)?;
+        check_len(op, "dropout.row_keys", d.row_keys.len(), rows)?;
     }
     Ok(DropoutArg {
         row_keys: d.row_keys.ptr(),
@@ -69,13 +69,14 @@ pub(crate) struct Launch<'d> {
     words: [u64; WORDS],
     used: usize,
     starts: [usize; ARGS],
+    sizes: [usize; ARGS],
     args: usize,
 }
 
 impl<'d> Launch<'d> {
     /// The kernel of that symbol.
     pub fn new(device: &'d Device, kernel: &'static str) -> Self {
-        Self { device, kernel, words: [0; WORDS], used: 0, starts: [0; ARGS], args: 0 }
+        Self { device, kernel, words: [0; WORDS], used: 0, starts: [0; ARGS], sizes: [0; ARGS], args: 0 }
     }
 
     /// The next argument.
@@ -85,6 +86,7 @@ impl<'d> Launch<'d> {
         // SAFETY: `place` has room for A, and addresses of u64 are aligned enough for every Arg
         unsafe { place.as_mut_ptr().cast::<A>().write(value) };
         self.starts[self.args] = self.used;
+        self.sizes[self.args] = size_of::<A>();
         self.args += 1;
         self.used += words;
         self
@@ -120,15 +122,9 @@ impl<'d> Launch<'d> {
             *param = (&raw mut self.words[start]).cast();
         }
         let dims = |d: [usize; 3]| d.map(|n| n as u32);
+        let grid = Grid { blocks: dims(grid), threads: dims(block), shared: shared as u32 };
         // SAFETY: the caller's
-        unsafe {
-            self.device.launch(
-                self.kernel,
-                [dims(grid), dims(block)],
-                shared as u32,
-                &mut params[..self.args],
-            )
-        }
+        unsafe { self.device.launch(self.kernel, grid, &mut params[..self.args], &self.sizes[..self.args]) }
     }
 }
 

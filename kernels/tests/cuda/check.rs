@@ -5,7 +5,7 @@ use half::bf16;
 use kernels::Backend;
 use kernels::backend::Dropout;
 use kernels::cpu::Cpu;
-use kernels::cuda::{Cuda, Device, Element, IMAGES, Image, Kind, Memory};
+use kernels::cuda::{Cuda, Device, Element, IMAGES, Image, Kind, Memory, Options};
 use kernels::philox::{DropoutRate, Stream};
 use std::sync::{Arc, OnceLock};
 
@@ -28,9 +28,14 @@ pub fn device() -> Arc<Device> {
     Device::open_with(0, &[Image::named("emulated")]).unwrap()
 }
 
-/// A backend of its own.
+/// A backend of its own. Products' algorithms are not measured, so that every run has the same.
 pub fn cuda<E: Element>() -> Cuda<E> {
-    Cuda::new(device()).unwrap()
+    Cuda::new(device(), Options { graph: false, measure: false }).unwrap()
+}
+
+/// Whether this is the emulator.
+pub fn is_emulated<E: Element>(cuda: &Cuda<E>) -> bool {
+    cuda.device().name().to_lowercase().contains("emulat")
 }
 
 /// On the GPU.

@@ -6,4 +6,8 @@
 
 mod attention;
 mod check;
+mod linear;
+mod loss;
+mod optim;
 mod resources;
+mod transfer;
