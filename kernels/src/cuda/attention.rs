@@ -64,7 +64,9 @@ impl Sizes {
             return fail(format!("a head size of {d}: the GPU's kernels take up to {LARGEST_HEAD}"));
         }
         if heads > GRID || sequences > GRID {
-            return fail(format!("{heads} heads and {sequences} sequences: at most {GRID} of each fit a launch"));
+            return fail(format!(
+                "{heads} heads and {sequences} sequences: at most {GRID} of each fit a launch"
+            ));
         }
         if [queries, keys, max_keys].iter().any(|&n| u32::try_from(n).is_err()) {
             return fail(format!("{queries} queries and {keys} keys: 32 bits count the rows of a batch"));
@@ -107,7 +109,13 @@ impl Sizes {
                 let what = format!("{} queries and {} keys in one packed buffer", self.queries, self.keys);
                 return Err(Error::Unsupported { op, what });
             }
-            return Ok(Parts { q: kv.0, k: at(kv.0, h), v: at(kv.0, 2 * h), q_stride: columns, kv_stride: columns });
+            return Ok(Parts {
+                q: kv.0,
+                k: at(kv.0, h),
+                v: at(kv.0, 2 * h),
+                q_stride: columns,
+                kv_stride: columns,
+            });
         };
         check_len(op, q_name, len, self.queries * h)?;
         Ok(Parts { q, k: kv.0, v: at(kv.0, h), q_stride: h, kv_stride: columns })
@@ -190,7 +198,8 @@ pub(super) fn forward<E: Element>(device: &Device, args: AttentionForward<'_, Cu
     let (drops, mask) = (!mask.rate.is_none(), dropout(OP, mask, sizes.queries)?);
     let aligned = out.is_aligned() && parts.are_aligned();
     let (kernel, rows, threads, shared) = if aligned && on_tensor_cores::<E>(sizes.d) {
-        let kernel = if drops { "attention_sm80_forward_dropout_bf16" } else { "attention_sm80_forward_bf16" };
+        let kernel =
+            if drops { "attention_sm80_forward_dropout_bf16" } else { "attention_sm80_forward_bf16" };
         (kernel, sm80::QUERIES, sm80::THREADS, sm80::FORWARD_SHARED)
     } else {
         (kernel!(E, "attention_any_forward"), any::ROWS, any::THREADS, any::forward_shared(sizes.d))
@@ -217,7 +226,11 @@ pub(super) fn backward<E: Element>(device: &Device, args: AttentionBackward<'_, 
     let aligned = [dout, out].iter().all(|x| x.is_aligned()) && parts.are_aligned() && grads.are_aligned();
     let arg = sizes.arg::<E>(&parts, aligned);
     let delta = device.scratch(sizes.heads * sizes.queries * size_of::<f32>())?;
-    let plan = if aligned && on_tensor_cores::<E>(sizes.d) { sm80::backward(drops) } else { any::backward::<E>(sizes.d) };
+    let plan = if aligned && on_tensor_cores::<E>(sizes.d) {
+        sm80::backward(drops)
+    } else {
+        any::backward::<E>(sizes.d)
+    };
     let dq = Launch::new(device, plan.dq).arg(grads.q).arg(delta).view(&dout).arg(parts.q).arg(parts.k);
     let dq = dq.arg(parts.v).view(&out).view(&lse).arg(arg).arg(mask);
     let dkv = Launch::new(device, plan.dkv).arg(grads.k).arg(grads.v).arg(delta).view(&dout).arg(parts.q);

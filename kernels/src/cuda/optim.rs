@@ -5,7 +5,7 @@ use super::launch::{Launch, kernel};
 use super::memory::Memory;
 use super::{Cuda, Element, View, ViewMut};
 use crate::backend::*;
-use crate::cpu::math::check_range;
+use crate::error::check_range;
 use crate::error::check_len;
 use crate::{Error, Result};
 use bytemuck::{Pod, Zeroable};
