@@ -5,6 +5,7 @@
 //! before each op, and sizes fit no vector and no block.
 
 mod check;
+mod layernorm;
 mod linear;
 mod loss;
 mod optim;
