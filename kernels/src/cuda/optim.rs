@@ -5,9 +5,8 @@ use super::launch::{Launch, kernel};
 use super::memory::Memory;
 use super::{Cuda, Element, View, ViewMut};
 use crate::backend::*;
-
-use crate::Result;
 use crate::error::{check_len, check_range};
+use crate::Result;
 use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
