@@ -122,6 +122,8 @@ impl Device {
     /// # Errors
     /// Whatever stands in the way, in one line with what to do.
     pub fn open(ordinal: usize) -> Result<Arc<Self>> {
+        // Who has no GPU needs no compiler.
+        count()?;
         if IMAGES.is_empty() {
             let what = "this binary was built without GPU kernels; install CUDA's nvcc or run `bash \
                         tools/cuda-toolchain.sh`, and build again";

@@ -19,6 +19,7 @@ mod linear;
 mod memory;
 mod optim;
 mod pinned;
+mod probe;
 mod rows;
 mod timing;
 mod transfer;
@@ -26,6 +27,7 @@ mod transfer;
 pub use device::{Device, OLDEST, OLDEST_DRIVER, count, driver_version};
 pub use images::{ARCHS, COMPILER, IMAGES, Image, Resources, resources};
 pub use memory::{Memory, View, ViewMut};
+pub use probe::{DriverProbe, GpuProbe, KernelsProbe, LibraryProbe, Probe, Trouble, probe};
 pub use timing::KernelTime;
 pub use transfer::{Mark, Pending};
 

@@ -6,5 +6,6 @@
 
 mod check;
 mod linear;
+mod probe;
 mod resources;
 mod transfer;
