@@ -4,6 +4,7 @@ pub mod activations;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+pub mod device_batch;
 pub mod dist;
 pub mod error;
 mod lock;

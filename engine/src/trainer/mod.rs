@@ -1,8 +1,12 @@
 //! The training loop: data in, a trained model and everything that tells how it went out.
 
 mod artifacts;
+mod evaluation;
 mod run;
 mod setup;
+mod step;
+#[cfg(test)]
+mod tests;
 
 use crate::Result;
 use crate::config::Config;

@@ -103,24 +103,27 @@ void make_ready(unsigned warp, unsigned lanes) {
     fail("deadlock: %u of %u threads have left, all others wait:%s", block.exited, block.threads, waits.c_str());
 }
 
-// A ready thread, drawn: evenly over the warps, or from the first warp of this block's order, so that a warp also runs far
-// ahead of the others.
+// The first set bit from bit `turn` on, around the end.
+unsigned first_from(unsigned bits, unsigned turn) {
+    const unsigned turned = bits >> turn | bits << ((LANES - turn) % LANES);
+    return (static_cast<unsigned>(__builtin_ctz(turned)) + turn) % LANES;
+}
+
+// A ready thread, drawn: from any warp, or from the first warp of this block's order, so that a warp also runs far ahead of
+// the others.
 Fiber* pick() {
-    unsigned warps = block.ready_warps;
-    if (warps == 0) return nullptr;
+    if (block.ready_warps == 0) return nullptr;
     unsigned w;
     const uint64_t draw = block.random.next();
     if (block.by_priority) {
         unsigned i = 0;
-        while ((warps >> block.priority[i] & 1u) == 0) i++;
+        while ((block.ready_warps >> block.priority[i] & 1u) == 0) i++;
         w = block.priority[i];
     } else {
-        for (unsigned skip = static_cast<unsigned>((draw & 0xffff) * static_cast<unsigned>(__builtin_popcount(warps)) >> 16); skip > 0; skip--) warps &= warps - 1;
-        w = static_cast<unsigned>(__builtin_ctz(warps));
+        w = first_from(block.ready_warps, static_cast<unsigned>(draw) % block.warps);
     }
     Warp& warp = block.warp[w];
-    const unsigned turn = draw >> 32 & 31u, turned = (warp.ready >> turn) | (turn == 0 ? 0 : warp.ready << (LANES - turn));
-    const unsigned lane = (static_cast<unsigned>(__builtin_ctz(turned)) + turn) % LANES;
+    const unsigned lane = first_from(warp.ready, draw >> 32 & 31u);
     warp.ready &= ~(1u << lane);
     if (warp.ready == 0) block.ready_warps &= ~(1u << w);
     return lane_of(w, lane);
@@ -253,8 +256,9 @@ void start_block() {
         f.waits_at = nullptr;
         f.copies.clear();
         f.group_ends.clear();
+        // Tops at different offsets in a page: else all threads' frames compete for the same lines of the cache.
         unsigned char* stack = stack_bottom(t);
-        prepare(f.context, stack, stack + STACK_BYTES, thread_main);
+        prepare(f.context, stack, stack + STACK_BYTES - t * 320 % 4096, thread_main);
     }
     block.by_priority = (block.random.next() & 1) != 0;
     for (unsigned w = 0; w < block.warps; w++) {

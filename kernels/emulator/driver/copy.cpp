@@ -58,13 +58,14 @@ API cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
     return CUDA_SUCCESS;
 }
 
-// Waits for the device, as the driver does.
+// The driver waits for all work before it frees. Here the memory stays until the work that is queued now is done.
 API cuMemFree_v2(CUdeviceptr address) {
     ENTER_WITH_CONTEXT;
     if (address == 0) return CUDA_SUCCESS;
     REQUIRE(!capture_forbids(), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
-    run_device(current_context()->device);
-    return release(pointer(address), Memory::device) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    REQUIRE(give_up(pointer(address), Memory::device), CUDA_ERROR_INVALID_VALUE);
+    after_queued_work([=] { release(pointer(address)); });
+    return CUDA_SUCCESS;
 }
 
 API cuMemHostAlloc(void** address, size_t bytes, unsigned flags) {
@@ -78,8 +79,9 @@ API cuMemHostAlloc(void** address, size_t bytes, unsigned flags) {
 API cuMemFreeHost(void* address) {
     ENTER_WITH_CONTEXT;
     REQUIRE(!capture_forbids(), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
-    run_device(current_context()->device);
-    return release(address, Memory::pinned) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    REQUIRE(give_up(address, Memory::pinned), CUDA_ERROR_INVALID_VALUE);
+    after_queued_work([=] { release(address); });
+    return CUDA_SUCCESS;
 }
 
 API cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, size_t bytes) {

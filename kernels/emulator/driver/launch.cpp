@@ -59,7 +59,7 @@ CUresult launch(void* handle, dim3 grid, dim3 block, unsigned shared, void* stre
         REQUIRE(parameters[i] != nullptr, CUDA_ERROR_INVALID_VALUE);
         memcpy(job->parameters.data() + f->kernel->parameters[i].offset, parameters[i], f->kernel->parameters[i].size);
     }
-    job->seed = mix(mix(settings().seed, hash(f->kernel->name)), stream->launches++);
+    job->seed = mix(stream->seed++, hash(f->kernel->name));
     enqueue(stream, Kind::kernel, [job] {
         run_grid(*job);
         job->seed = mix(job->seed, 1);  // a graph runs it again

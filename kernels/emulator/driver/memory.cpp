@@ -21,7 +21,7 @@ struct Buffer {
     int device;
     unsigned char* mapping;
     size_t mapped;
-    bool live;
+    bool live, given_up;
 };
 
 constexpr size_t GUARD = 64 << 10, POISON_FILE = 16 << 20, KEPT_AFTER_FREE = 256;
@@ -83,16 +83,23 @@ void* allocate(size_t bytes, Memory kind, int device) {
     }
     if (kind == Memory::device) used[device] += rounded;
     unsigned char* start = first + pages - rounded;
-    buffers[reinterpret_cast<uintptr_t>(start)] = {bytes, kind, device, static_cast<unsigned char*>(mapping), mapped, true};
+    buffers[reinterpret_cast<uintptr_t>(start)] = {bytes, kind, device, static_cast<unsigned char*>(mapping), mapped, true, false};
     return start;
 }
 
-bool release(void* pointer, Memory kind) {
-    auto it = buffers.find(reinterpret_cast<uintptr_t>(pointer));
-    if (it == buffers.end() || !it->second.live || it->second.kind != kind) return false;
+bool give_up(void* pointer, Memory kind) {
+    const auto it = buffers.find(reinterpret_cast<uintptr_t>(pointer));
+    if (it == buffers.end() || !it->second.live || it->second.given_up || it->second.kind != kind) return false;
+    Buffer& b = it->second;
+    b.given_up = true;
+    if (kind == Memory::device) used[b.device] -= (b.bytes + 15) / 16 * 16;
+    return true;
+}
+
+void release(void* pointer) {
+    const auto it = buffers.find(reinterpret_cast<uintptr_t>(pointer));
     Buffer& b = it->second;
     b.live = false;
-    if (kind == Memory::device) used[b.device] -= (b.bytes + 15) / 16 * 16;
     mmap(b.mapping, b.mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
     freed.push_back(it->first);
     if (freed.size() > KEPT_AFTER_FREE) {
@@ -101,7 +108,6 @@ bool release(void* pointer, Memory kind) {
         munmap(oldest->second.mapping, oldest->second.mapped);
         buffers.erase(oldest);
     }
-    return true;
 }
 
 Memory kind_of(const void* pointer, size_t bytes) {

@@ -50,7 +50,7 @@ pub(crate) fn dropout<E: Element>(
     rows: usize,
 ) -> Result<DropoutArg> {
     if !d.rate.is_none() {
-        check_len(op, "row_keys", d.row_keys.len(), rows)?;
+        check_len(op, "dropout.row_keys", d.row_keys.len(), rows)?;
     }
     Ok(DropoutArg {
         row_keys: d.row_keys.ptr(),

@@ -4,6 +4,7 @@
 //! through cuBLASLt ([`gemm`]). Every op is queued on one stream and returns at once.
 
 mod attention;
+mod columns;
 mod cross_entropy;
 mod device;
 mod embedding;
@@ -17,6 +18,7 @@ mod launch;
 mod layernorm;
 mod linear;
 mod memory;
+mod nonfinite;
 mod optim;
 mod pinned;
 mod probe;
@@ -100,6 +102,7 @@ pub struct Cuda<E> {
     device: Arc<Device>,
     transfer: transfer::Transfer,
     products: gemm::Products,
+    spans: optim::Spans,
     kind: PhantomData<E>,
 }
 
@@ -118,7 +121,7 @@ impl<E: Element> Cuda<E> {
     pub fn new(device: Arc<Device>, options: Options) -> Result<Self> {
         let transfer = transfer::Transfer::new(&device, options.graph);
         let products = gemm::Products::new(&device, options)?;
-        Ok(Self { device, transfer, products, kind: PhantomData })
+        Ok(Self { device, transfer, products, spans: optim::Spans::default(), kind: PhantomData })
     }
 
     /// The GPU.
@@ -142,6 +145,7 @@ impl<E: Element> Cuda<E> {
 }
 
 impl<E: Element> Backend for Cuda<E> {
+    const HOST: bool = false;
     type Elem = E;
     type Acc = f32;
     type Mem<T: Pod + Send + Sync> = Memory<T>;
@@ -322,16 +326,19 @@ impl<E: Element> Backend for Cuda<E> {
     fn root_of_sum(&self, norm: ViewMut<'_, f32>, sums: View<'_, f64>) -> Result<()> {
         optim::root_of_sum(&self.device, norm, sums)
     }
+    fn find_nonfinite(&self, place: ViewMut<'_, f32>, x: View<'_, f32>, norm: View<'_, f32>) -> Result<()> {
+        nonfinite::find_nonfinite(&self.device, place, x, norm)
+    }
     fn clip(&self, x: ViewMut<'_, f32>, norm: View<'_, f32>, max_norm: f64) -> Result<()> {
         optim::clip(&self.device, x, norm, max_norm)
     }
     fn adamw(&self, args: OptimizerStep<'_, Self>) -> Result<()> {
-        optim::adamw(&self.device, args)
+        optim::adamw(&self.device, &self.spans, args)
     }
     fn lamb_moments(&self, args: OptimizerStep<'_, Self>, sums: ViewMut<'_, f64>) -> Result<()> {
-        optim::lamb_moments(&self.device, args, sums)
+        optim::lamb_moments(&self.device, &self.spans, args, sums)
     }
     fn lamb_apply(&self, args: OptimizerStep<'_, Self>, sums: View<'_, f64>) -> Result<()> {
-        optim::lamb_apply(&self.device, args, sums)
+        optim::lamb_apply(&self.device, &self.spans, args, sums)
     }
 }
