@@ -1,7 +1,7 @@
 //! The ops on an NVIDIA GPU, generic over `f32` and `bf16` weights and activations; everything else is `f32`.
 //!
 //! One file of `cu/` holds an op's kernels, the file of the same name here checks the lengths and launches them. Products go
-//! through cuBLASLt ([`gemm`]). Every op is queued on one stream and returns at once.
+//! through cuBLASLt (gemm/). Every op is queued on one stream and returns at once.
 
 mod attention;
 mod columns;
@@ -212,12 +212,7 @@ impl<E: Element> Backend for Cuda<E> {
     fn wait(&self, mark: &Mark) -> Result<()> {
         self.transfer.wait(mark)
     }
-    fn upload_beside(
-        &self,
-        dst: ViewMut<'_, u32>,
-        src: &[u32],
-        after: &Mark,
-    ) -> Result<Mark> {
+    fn upload_beside(&self, dst: ViewMut<'_, u32>, src: &[u32], after: &Mark) -> Result<Mark> {
         self.transfer.upload_beside(dst, src, after)
     }
     fn read_later(&self, parts: &[View<'_, f32>]) -> Result<Pending> {

@@ -199,7 +199,10 @@ fn free(raw: CUdevice) -> Result<usize, driver::DriverError> {
 fn unfit(ordinal: usize, (major, minor): (i32, i32)) -> Option<Trouble> {
     if (major, minor) < OLDEST {
         return Trouble::new(
-            format!("GPU {ordinal} has compute capability {major}.{minor}, and {}.{} is needed", OLDEST.0, OLDEST.1),
+            format!(
+                "GPU {ordinal} has compute capability {major}.{minor}, and {}.{} is needed",
+                OLDEST.0, OLDEST.1
+            ),
             "use a newer GPU, or --device cpu",
         );
     }
@@ -207,7 +210,9 @@ fn unfit(ordinal: usize, (major, minor): (i32, i32)) -> Option<Trouble> {
         return None;
     }
     Trouble::new(
-        format!("GPU {ordinal} has compute capability {major}.{minor}, and the kernels are compiled for {ARCHS}"),
+        format!(
+            "GPU {ordinal} has compute capability {major}.{minor}, and the kernels are compiled for {ARCHS}"
+        ),
         format!("build again with BERT_CUDA_ARCHS={ARCHS},{major}{minor}"),
     )
 }
@@ -223,11 +228,9 @@ fn runs(arch: &str, (major, minor): (i32, i32)) -> bool {
 
 fn cublaslt() -> LibraryProbe {
     match gemm::version() {
-        Ok(version) => LibraryProbe {
-            path: loaded("libcublasLt"),
-            version: Some(gemm::dotted(version)),
-            trouble: None,
-        },
+        Ok(version) => {
+            LibraryProbe { path: loaded("libcublasLt"), version: Some(gemm::dotted(version)), trouble: None }
+        }
         Err(error) => {
             LibraryProbe { path: loaded("libcublasLt"), version: None, trouble: Trouble::of(&error) }
         }
@@ -237,7 +240,8 @@ fn cublaslt() -> LibraryProbe {
 fn nccl() -> LibraryProbe {
     // The second name is that of a development package only.
     // SAFETY: the library's initializers have no requirements
-    let found = ["libnccl.so.2", "libnccl.so"].into_iter().find_map(|name| unsafe { Library::new(name) }.ok());
+    let found =
+        ["libnccl.so.2", "libnccl.so"].into_iter().find_map(|name| unsafe { Library::new(name) }.ok());
     let Some(library) = found else {
         let trouble = Trouble::new(
             "NCCL (libnccl.so.2) was not found; one GPU does not need it, several do",
@@ -290,7 +294,8 @@ mod tests {
     #[test]
     fn the_drivers_version_is_read() {
         let open = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  (root@host)\nGCC 12.2.0";
-        let closed = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n";
+        let closed =
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n";
         assert_eq!(release(open).as_deref(), Some("580.65.06"));
         assert_eq!(release(closed).as_deref(), Some("535.104.05"));
         assert_eq!(release("NVRM version: none"), None);
