@@ -10,5 +10,6 @@ mod layernorm;
 mod linear;
 mod loss;
 mod optim;
+mod probe;
 mod resources;
 mod transfer;
