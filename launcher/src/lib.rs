@@ -16,6 +16,7 @@ mod import_model;
 mod inspect;
 mod job;
 mod logging;
+mod memory_table;
 mod mlperf;
 mod model;
 mod plan;

@@ -191,6 +191,20 @@ pub struct TrainConfig {
     pub on_nonfinite: OnNonFinite,
     /// CPU threads; 0 for all cores.
     pub threads: usize,
+    /// Activations that are computed twice instead of kept: those of `none`, or of each `layer`. The results are the same
+    /// bits.
+    pub recompute: Recompute,
+}
+
+/// Which activations backward computes once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// None: forward keeps all.
+    #[default]
+    None,
+    /// Those of each layer, of which forward keeps the input only.
+    Layer,
 }
 
 /// How several processes train one model. None of it changes what is computed, except that bf16 rounds and that clipping
@@ -450,6 +464,7 @@ impl Default for TrainConfig {
             keep_checkpoints: 2,
             on_nonfinite: OnNonFinite::Stop,
             threads: 0,
+            recompute: Recompute::None,
         }
     }
 }
