@@ -6,8 +6,10 @@
 
 mod attention;
 mod check;
+mod layernorm;
 mod linear;
 mod loss;
 mod optim;
+mod probe;
 mod resources;
 mod transfer;
