@@ -91,8 +91,12 @@ __device__ __forceinline__ void embedding_forward_any(T* y, T* z, float* mean, f
     const T* word = table_row<T>(tables.word, tables.tokens[row], cols);
     const T* position = table_row<T>(tables.position, tables.positions[row], cols);
     const T* kind = table_row<T>(tables.kind, tables.types[row], cols);
-    for (unsigned c = threadIdx.x; c < cols; c += blockDim.x) z[at + c] = narrow<T>(widen(word[c]) + widen(position[c]) + widen(kind[c]));
-    const Statistics statistics = forward_any(z + at, gamma, beta, eps, cols, [&](unsigned c, float out) {
+    const auto sum = [&](unsigned c) {
+        const float x = widen(word[c]) + widen(position[c]) + widen(kind[c]);
+        z[at + c] = narrow<T>(x);
+        return x;
+    };
+    const Statistics statistics = forward_any(gamma, beta, eps, cols, sum, [&](unsigned c, float out) {
         y[at + c] = narrow<T>(dropout.threshold ? masked_column(dropout, key, c, out) : out);
     });
     if (threadIdx.x == 0) {

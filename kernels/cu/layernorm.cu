@@ -62,12 +62,14 @@ __device__ __forceinline__ void layernorm_forward_any(T* __restrict__ y, T* z, c
                                                       const float* __restrict__ beta, float eps, unsigned cols, const Dropout& dropout) {
     const size_t row = blockIdx.x, at = row * cols;
     const unsigned key = dropout.threshold ? dropout.row_keys[row] : 0;
-    for (unsigned c = threadIdx.x; c < cols; c += blockDim.x) {
+    const auto sum = [&](unsigned c) {
         float x = widen(z[at + c]);
         if (dropout.threshold) x = masked_column(dropout, key, c, x);
-        z[at + c] = narrow<T>(residual ? x + widen(residual[at + c]) : x);
-    }
-    const Statistics statistics = forward_any(z + at, gamma, beta, eps, cols, [&](unsigned c, float out) { y[at + c] = narrow<T>(out); });
+        if (residual) x += widen(residual[at + c]);
+        z[at + c] = narrow<T>(x);
+        return x;
+    };
+    const Statistics statistics = forward_any(gamma, beta, eps, cols, sum, [&](unsigned c, float out) { y[at + c] = narrow<T>(out); });
     if (threadIdx.x == 0) {
         mean[row] = statistics.mean;
         rstd[row] = statistics.rstd;

@@ -58,19 +58,22 @@ __device__ __forceinline__ void normalize(float (&z)[N], const Statistics& row, 
     for (int i = 0; i < N; i++) z[i] = fmaf((z[i] - row.mean) * row.rstd, scale[i], shift[i]);
 }
 
-// One block a row: z holds the row, finish(column, y) takes each normalized element.
-template <typename T, typename Finish>
-__device__ __forceinline__ Statistics forward_any(const T* z, const float* gamma, const float* beta, float eps, unsigned cols, Finish finish) {
+// One block a row, in f32 in dynamic shared memory: `row(column)` gives its elements, finish(column, y) takes the normalized.
+template <typename Row, typename Finish>
+__device__ __forceinline__ Statistics forward_any(const float* gamma, const float* beta, float eps, unsigned cols, Row row, Finish finish) {
     SHARED(float, sums, [ANY_THREADS / WARP]);
+    SHARED_DYNAMIC(float, z);
+    const float inverse = 1.0f / static_cast<float>(cols);
     float sum = 0.0f, squares = 0.0f;
-    for (unsigned c = threadIdx.x; c < cols; c += blockDim.x) sum += widen(z[c]);
-    const float mean = block_sum(sum, sums) / static_cast<float>(cols);
+    // each thread reads what it wrote itself
     for (unsigned c = threadIdx.x; c < cols; c += blockDim.x) {
-        const float x = widen(z[c]) - mean;
-        squares = fmaf(x, x, squares);
+        z[c] = row(c);
+        sum += z[c];
     }
-    const float rstd = 1.0f / sqrtf(block_sum(squares, sums) / static_cast<float>(cols) + eps);
-    for (unsigned c = threadIdx.x; c < cols; c += blockDim.x) finish(c, fmaf((widen(z[c]) - mean) * rstd, gamma[c], beta[c]));
+    const float mean = block_sum(sum, sums) * inverse;
+    for (unsigned c = threadIdx.x; c < cols; c += blockDim.x) squares = fmaf(z[c] - mean, z[c] - mean, squares);
+    const float rstd = 1.0f / sqrtf(block_sum(squares, sums) * inverse + eps);
+    for (unsigned c = threadIdx.x; c < cols; c += blockDim.x) finish(c, fmaf((z[c] - mean) * rstd, gamma[c], beta[c]));
     return {mean, rstd};
 }
 

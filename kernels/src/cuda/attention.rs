@@ -64,7 +64,9 @@ impl Sizes {
             return fail(format!("a head size of {d}: the GPU's kernels take up to {LARGEST_HEAD}"));
         }
         if heads > GRID || sequences > GRID {
-            return fail(format!("{heads} heads and {sequences} sequences: at most {GRID} of each fit a launch"));
+            return fail(format!(
+                "{heads} heads and {sequences} sequences: at most {GRID} of each fit a launch"
+            ));
         }
         if [queries, keys, max_keys].iter().any(|&n| u32::try_from(n).is_err()) {
             return fail(format!("{queries} queries and {keys} keys: 32 bits count the rows of a batch"));
@@ -107,7 +109,13 @@ impl Sizes {
                 let what = format!("{} queries and {} keys in one packed buffer", self.queries, self.keys);
                 return Err(Error::Unsupported { op, what });
             }
-            return Ok(Parts { q: kv.0, k: at(kv.0, h), v: at(kv.0, 2 * h), q_stride: columns, kv_stride: columns });
+            return Ok(Parts {
+                q: kv.0,
+                k: at(kv.0, h),
+                v: at(kv.0, 2 * h),
+                q_stride: columns,
+                kv_stride: columns,
+            });
         };
         check_len(op, q_name, len, self.queries * h)?;
         Ok(Parts { q, k: kv.0, v: at(kv.0, h), q_stride: h, kv_stride: columns })
@@ -193,7 +201,13 @@ pub(super) fn forward<E: Element>(device: &Device, args: AttentionForward<'_, Cu
         launch.arg(parts.q).arg(parts.k).arg(parts.v).arg(arg).arg(mask)
     };
     // SAFETY: the kernel's signature; lengths were checked above, offsets are the caller's promise (see the module)
-    unsafe { launch(kernel!(E, "attention_any_forward")).run(sizes.query_grid(any::ROWS), [any::THREADS, 1, 1], any::forward_shared(sizes.d)) }
+    unsafe {
+        launch(kernel!(E, "attention_any_forward")).run(
+            sizes.query_grid(any::ROWS),
+            [any::THREADS, 1, 1],
+            any::forward_shared(sizes.d),
+        )
+    }
 }
 
 pub(super) fn backward<E: Element>(device: &Device, args: AttentionBackward<'_, Cuda<E>>) -> Result<()> {
@@ -224,7 +238,11 @@ pub(super) fn backward<E: Element>(device: &Device, args: AttentionBackward<'_, 
     // SAFETY: the kernels' signatures; lengths were checked above, offsets are the caller's promise (see the module)
     unsafe {
         let threads = [any::THREADS, 1, 1];
-        dq(kernel!(E, "attention_any_dq")).run(sizes.query_grid(any::ROWS), threads, any::dq_shared(sizes.d))?;
+        dq(kernel!(E, "attention_any_dq")).run(
+            sizes.query_grid(any::ROWS),
+            threads,
+            any::dq_shared(sizes.d),
+        )?;
         dkv(kernel!(E, "attention_any_dkv")).run(sizes.key_grid(any::ROWS), threads, any::dkv_shared(sizes.d))
     }
 }

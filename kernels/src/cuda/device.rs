@@ -80,7 +80,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub fn driver_version() -> Result<i32> {
     // SAFETY: only looks for the library
     if !unsafe { sys::is_culib_present() } {
-        let what = "no NVIDIA driver (libcuda.so.1) was found; install version 580 or newer, or use --device cpu";
+        let what =
+            "no NVIDIA driver (libcuda.so.1) was found; install version 580 or newer, or use --device cpu";
         return Err(Error::Device(what.into()));
     }
     let mut version = 0;
@@ -387,7 +388,9 @@ impl Device {
         let mut takes = Vec::new();
         let (mut offset, mut size) = (0, 0);
         // SAFETY: a function of this device's modules; beyond the last parameter the driver says so
-        while unsafe { sys::cuFuncGetParamInfo(function, takes.len(), &mut offset, &mut size) }.result().is_ok()
+        while unsafe { sys::cuFuncGetParamInfo(function, takes.len(), &mut offset, &mut size) }
+            .result()
+            .is_ok()
         {
             takes.push(size);
         }

@@ -64,9 +64,9 @@ pub(super) fn forward<E: Element>(device: &Device, args: EmbeddingForward<'_, Cu
     };
     let launch = Launch::new(device, name).view_mut(&mut y).view_mut(&mut z).view_mut(&mut mean);
     let launch = launch.view_mut(&mut rstd).arg(tables).view(&gamma).view(&beta);
-    let (grid, block) = forward_blocks(held, rows);
+    let (grid, block, shared) = forward_blocks(held, [rows, h]);
     // SAFETY: the arguments are the kernel's, and their lengths were checked; the indices are the caller's promise
-    unsafe { launch.arg(eps as f32).size(rows).size(h).arg(d).run(grid, block, 0) }
+    unsafe { launch.arg(eps as f32).size(rows).size(h).arg(d).run(grid, block, shared) }
 }
 
 pub(super) fn backward<E: Element>(device: &Device, args: EmbeddingBackward<'_, Cuda<E>>) -> Result<()> {

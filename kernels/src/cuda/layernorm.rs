@@ -25,11 +25,12 @@ pub(super) fn columns_held<E>(cols: usize, addresses: &[u64]) -> Option<usize> {
     [256, 512, 768, 1024].into_iter().find(|&held| vectors && cols <= held)
 }
 
-/// Grid and block of a forward kernel that holds `held` columns in a warp, or of the one for any length.
-pub(super) fn forward_blocks(held: Option<usize>, rows: usize) -> ([usize; 3], [usize; 3]) {
+/// Grid, block and bytes of shared memory of a forward kernel that holds `held` columns in a warp, or of the one for any
+/// length, which has a row in shared memory.
+pub(super) fn forward_blocks(held: Option<usize>, [rows, h]: [usize; 2]) -> ([usize; 3], [usize; 3], usize) {
     match held {
-        Some(_) => ([rows.div_ceil(FORWARD_THREADS / WARP), 1, 1], [FORWARD_THREADS, 1, 1]),
-        None => ([rows, 1, 1], [ANY_THREADS, 1, 1]),
+        Some(_) => ([rows.div_ceil(FORWARD_THREADS / WARP), 1, 1], [FORWARD_THREADS, 1, 1], 0),
+        None => ([rows, 1, 1], [ANY_THREADS, 1, 1], h * size_of::<f32>()),
     }
 }
 
@@ -80,9 +81,9 @@ pub(super) fn forward<E: Element>(device: &Device, args: LayerNormForward<'_, Cu
     };
     let launch = Launch::new(device, name).view_mut(&mut y).view_mut(&mut z).arg(residual);
     let launch = launch.view_mut(&mut mean).view_mut(&mut rstd).view(&gamma).view(&beta);
-    let (grid, block) = forward_blocks(held, rows);
+    let (grid, block, shared) = forward_blocks(held, [rows, h]);
     // SAFETY: the arguments are the kernel's, and their lengths were checked
-    unsafe { launch.arg(eps as f32).size(rows).size(h).arg(d).run(grid, block, 0) }
+    unsafe { launch.arg(eps as f32).size(rows).size(h).arg(d).run(grid, block, shared) }
 }
 
 pub(super) fn backward<E: Element>(device: &Device, args: LayerNormBackward<'_, Cuda<E>>) -> Result<()> {

@@ -80,7 +80,8 @@ impl Attention {
     }
 
     fn oracle<E: Element>(&self) -> Exact {
-        let ([cu_q, cu_k], keys, (qkv, dout)) = (self.offsets(), row_keys(self.queries()), self.inputs::<E>());
+        let ([cu_q, cu_k], keys, (qkv, dout)) =
+            (self.offsets(), row_keys(self.queries()), self.inputs::<E>());
         let cpu = Cpu::<f64>::new();
         let mut out = vec![f64::NAN; self.queries() * self.hidden()];
         let mut lse = vec![f64::NAN; self.queries() * self.heads];

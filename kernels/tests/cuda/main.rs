@@ -6,9 +6,14 @@
 
 mod attention;
 mod check;
+mod elementwise;
+mod embedding;
 mod layernorm;
+mod lengths;
 mod linear;
 mod loss;
 mod optim;
 mod resources;
+mod rows;
+mod side;
 mod transfer;

@@ -15,7 +15,12 @@ fn clear<T: bytemuck::Pod + Send + Sync>(cuda: &F32, memory: &mut Memory<T>) {
     cuda.clear(F32::at_mut(memory, 0..len)).unwrap();
 }
 
-fn beside(cuda: &F32, memory: &mut Memory<u32>, values: &[u32], after: &kernels::cuda::Mark) -> kernels::cuda::Mark {
+fn beside(
+    cuda: &F32,
+    memory: &mut Memory<u32>,
+    values: &[u32],
+    after: &kernels::cuda::Mark,
+) -> kernels::cuda::Mark {
     cuda.upload_beside(F32::at_mut(memory, 0..values.len()), values, after).unwrap()
 }
 
