@@ -84,6 +84,16 @@ __device__ __forceinline__ void layernorm_forward_any(T* __restrict__ y, T* z, c
     }                                                                                                                         \
     EXPORT(layernorm_forward_##cols##_##suffix)
 
+// `resident` blocks fit a multiprocessor.
+#define BACKWARD(T, suffix, cols, resident)                                                                                   \
+    extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, resident)                                                  \
+        layernorm_backward_##cols##_##suffix(T* dz, T* dx, const T* dy, const T* z, const float* mean, const float* rstd,     \
+                                             const float* gamma, float* partials, unsigned rows, unsigned width,              \
+                                             Dropout dropout) {                                                               \
+        layernorm_backward<T, cols / WARP / WIDE<T>, false>({dz, dx, dy, z, mean, rstd, gamma, partials, rows, width, dropout}); \
+    }                                                                                                                         \
+    EXPORT(layernorm_backward_##cols##_##suffix)
+
 #define LAYERNORM(T, suffix)                                                                                                  \
     FORWARD(T, suffix, 256)                                                                                                   \
     FORWARD(T, suffix, 512)                                                                                                   \
@@ -95,12 +105,10 @@ __device__ __forceinline__ void layernorm_forward_any(T* __restrict__ y, T* z, c
         layernorm_forward_any<T>(y, z, residual, mean, rstd, gamma, beta, eps, cols, dropout);                                \
     }                                                                                                                         \
     EXPORT(layernorm_forward_any_##suffix)                                                                                    \
-    extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 2)                                                         \
-        layernorm_backward_##suffix(T* dz, T* dx, const T* dy, const T* z, const float* mean, const float* rstd,              \
-                                    const float* gamma, float* partials, unsigned rows, unsigned cols, Dropout dropout) {     \
-        layernorm_backward<T, false>({dz, dx, dy, z, mean, rstd, gamma, partials, rows, cols, dropout});                      \
-    }                                                                                                                         \
-    EXPORT(layernorm_backward_##suffix)                                                                                       \
+    BACKWARD(T, suffix, 256, 4)                                                                                               \
+    BACKWARD(T, suffix, 512, 2)                                                                                               \
+    BACKWARD(T, suffix, 768, 1)                                                                                               \
+    BACKWARD(T, suffix, 1024, 1)                                                                                              \
     extern "C" __global__ void __launch_bounds__(ANY_THREADS)                                                                 \
         layernorm_backward_any_##suffix(T* dz, T* dx, const T* dy, const T* z, const float* mean, const float* rstd,          \
                                         const float* gamma, float* partials, unsigned rows, unsigned cols, Dropout dropout) { \

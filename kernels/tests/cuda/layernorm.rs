@@ -141,12 +141,12 @@ impl Case {
     }
 }
 
-/// Lengths that fill a warp's vectors and that do not, that fit no vector, that a warp does not hold; rows of which a block
-/// takes several at once, and more than one after another.
+/// Lengths that fill a warp's vectors and that do not, that fit no vector, that a warp does not hold; more rows than all blocks take
+/// at once.
 fn cases() -> Vec<Case> {
     let sizes = [
         (1, 30),
-        (513, 30),
+        (600, 30),
         (130, 64),
         (513, 96),
         (7, 128),
@@ -159,7 +159,8 @@ fn cases() -> Vec<Case> {
         (7, 1032),
         (3, 2048),
         (2, 4096),
-        (700, 1536),
+        (1100, 768),
+        (9000, 64),
     ];
     let both =
         |(rows, h)| [(true, 0.1), (false, 0.0)].map(|(residual, p)| Case { rows, h, residual, p, past: 0 });
