@@ -6,6 +6,7 @@
 
 mod attention;
 mod check;
+mod layernorm;
 mod linear;
 mod loss;
 mod optim;
