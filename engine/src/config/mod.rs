@@ -161,6 +161,10 @@ pub struct TrainConfig {
     pub run: PathBuf,
     /// `auto`, `cpu` or `cuda`.
     pub device: Device,
+    /// In which precision weights and activations are read and written: `auto` is bf16 on GPUs and f32 on CPUs.
+    pub precision: Precision,
+    /// Queue each step on the GPU as one graph. Changes no result.
+    pub graph: bool,
     /// Updates of the weights.
     pub steps: u64,
     /// Of initialization, order, masks and dropout.
@@ -261,6 +265,16 @@ pub enum Device {
     Auto,
     Cpu,
     Cuda,
+}
+
+/// The type of weights and activations; master weights, moments, sums and statistics are f32 in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Precision {
+    Auto,
+    F32,
+    Bf16,
 }
 
 /// What a non-finite loss or gradient does.
@@ -435,6 +449,8 @@ impl Default for TrainConfig {
         Self {
             run: "runs/default".into(),
             device: Device::Auto,
+            precision: Precision::Auto,
+            graph: false,
             steps: 1000,
             seed: 1,
             batch_sequences: 32,

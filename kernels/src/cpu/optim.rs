@@ -3,8 +3,8 @@
 
 use crate::backend::{OptimizerHyper, OptimizerStep, STRETCH, TensorSpan, lamb_sums, stretches};
 use crate::cpu::Cpu;
-use crate::cpu::math::{CHUNK, WIDE, add, check_range, grain, simd, vector, vector_mut};
-use crate::error::check_len;
+use crate::cpu::math::{CHUNK, WIDE, add, grain, simd, vector, vector_mut};
+use crate::error::{check_len, check_range};
 use crate::{Result, Scalar};
 use rayon::prelude::*;
 use std::ops::Range;

@@ -3,45 +3,22 @@
 //! Ops run in order on the compute stream. What other streams do is ordered against it by events, by hand; nothing here
 //! synchronizes unless it says so.
 
+use super::failure::Doing;
 use super::images::{ARCHS, IMAGES, Image};
+use super::launch::Function;
+use super::{events, graph, timing};
 use crate::{Error, Result};
 use cudarc::driver::result as driver;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The oldest architecture that the kernels are compiled for, as in 8.0.
 pub const OLDEST: (i32, i32) = (8, 0);
+/// The oldest driver that runs this build, as [`driver_version`] counts: libraries and kernels are those of CUDA 13.
+pub const OLDEST_DRIVER: i32 = 13000;
 /// Alignment of scratch, in bytes: what an allocation of the driver has.
 const ALIGN: usize = 256;
-
-/// Adds what was being done to an error of the driver.
-pub(crate) trait Doing<T> {
-    fn doing(self, what: &str) -> Result<T>;
-}
-
-impl<T> Doing<T> for std::result::Result<T, driver::DriverError> {
-    fn doing(self, what: &str) -> Result<T> {
-        self.map_err(|error| Error::Device(format!("{what}: {}", describe(error))))
-    }
-}
-
-impl Doing<()> for sys::CUresult {
-    fn doing(self, what: &str) -> Result<()> {
-        self.result().doing(what)
-    }
-}
-
-/// The driver's name of an error and its sentence.
-fn describe(error: driver::DriverError) -> String {
-    let text = |s: std::result::Result<&std::ffi::CStr, _>| s.map(|s| s.to_string_lossy().into_owned()).ok();
-    let name = text(error.error_name()).unwrap_or_else(|| format!("{:?}", error.0));
-    match text(error.error_string()) {
-        Some(words) => format!("{words} ({name})"),
-        None => name,
-    }
-}
 
 /// Memory that an op needs while it runs. All ops run on one stream, so that one buffer serves them all.
 struct Scratch {
@@ -58,10 +35,15 @@ pub struct Device {
     context: sys::CUcontext,
     raw: sys::CUdevice,
     compute: sys::CUstream,
-    modules: Vec<sys::CUmodule>,
-    functions: Mutex<HashMap<&'static str, sys::CUfunction>>,
+    copies: sys::CUstream,
+    pub(super) modules: Vec<sys::CUmodule>,
+    pub(super) functions: Mutex<HashMap<&'static str, Function>>,
     scratch: Mutex<Scratch>,
     usage: Mutex<BTreeMap<&'static str, u64>>,
+    pub(super) events: Mutex<events::Pool>,
+    pub(super) graphs: Mutex<graph::Graphs>,
+    pub(super) state: graph::State,
+    pub(super) profile: timing::Profile,
 }
 
 // SAFETY: the handles are the driver's, which may be used from any thread; every method makes the context current first.
@@ -69,8 +51,25 @@ unsafe impl Send for Device {}
 // SAFETY: as above; what this crate itself keeps is behind mutexes.
 unsafe impl Sync for Device {}
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The newest CUDA that the driver can run, as in 13000 for 13.0.
+///
+/// # Errors
+/// No driver.
+pub fn driver_version() -> Result<i32> {
+    // SAFETY: only looks for the library
+    if !unsafe { sys::is_culib_present() } {
+        let what =
+            "no NVIDIA driver (libcuda.so.1) was found; install version 580 or newer, or use --device cpu";
+        return Err(Error::Device(what.into()));
+    }
+    let mut version = 0;
+    // SAFETY: the library is there, and every version of it has this function
+    unsafe { sys::cuDriverGetVersion(&mut version) }.doing("cannot read the NVIDIA driver's version")?;
+    Ok(version)
 }
 
 /// Initializes the driver; the number of GPUs.
@@ -78,10 +77,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// # Errors
 /// No driver, one that is too old for this build, no GPU: each with what to do.
 pub fn count() -> Result<usize> {
-    // SAFETY: only looks for the library
-    if !unsafe { sys::is_culib_present() } {
-        let what = "no NVIDIA driver (libcuda.so.1) was found; install one, or use --device cpu";
-        return Err(Error::Device(what.into()));
+    let version = driver_version()?;
+    if version < OLDEST_DRIVER {
+        return Err(Error::Device(format!(
+            "the NVIDIA driver is too old: it runs CUDA {}, and this build needs {}; install version 580 or newer",
+            dotted(version),
+            dotted(OLDEST_DRIVER)
+        )));
     }
     driver::init().doing("the NVIDIA driver cannot start")?;
     match driver::device::get_count().doing("cannot count GPUs")? {
@@ -92,12 +94,19 @@ pub fn count() -> Result<usize> {
     }
 }
 
+/// A version of CUDA as people write it.
+pub(super) fn dotted(version: i32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
 impl Device {
     /// Opens GPU `ordinal` with the kernels in this binary.
     ///
     /// # Errors
     /// Whatever stands in the way, in one line with what to do.
     pub fn open(ordinal: usize) -> Result<Arc<Self>> {
+        // Who has no GPU needs no compiler.
+        count()?;
         if IMAGES.is_empty() {
             let what = "this binary was built without GPU kernels; install CUDA's nvcc or run `bash \
                         tools/cuda-toolchain.sh`, and build again";
@@ -140,6 +149,8 @@ impl Device {
         unsafe { driver::ctx::set_current(context) }.doing("cannot use the GPU's context")?;
         let compute = driver::stream::create(driver::stream::StreamKind::NonBlocking)
             .doing("cannot create a stream")?;
+        let copies = driver::stream::create(driver::stream::StreamKind::NonBlocking)
+            .doing("cannot create a stream")?;
         let mut device = Self {
             ordinal,
             name,
@@ -148,14 +159,19 @@ impl Device {
             context,
             raw,
             compute,
+            copies,
             modules: Vec::new(),
             functions: Mutex::default(),
             scratch: Mutex::new(Scratch { ptr: 0, bytes: 0 }),
             usage: Mutex::default(),
+            events: Mutex::default(),
+            graphs: Mutex::default(),
+            state: graph::State::default(),
+            profile: timing::Profile::default(),
         };
         for image in images {
             // SAFETY: a fatbin that nvcc wrote, whole
-            let module = unsafe { driver::module::load_data(image.bytes.as_ptr().cast()) }.doing(&format!(
+            let module = unsafe { driver::module::load_data(image.bytes.as_ptr().cast()) }.doing_with(|| format!(
                 "the kernels of {} (compiled for {ARCHS}) do not load on GPU {ordinal} ({}, compute capability {}.{})",
                 image.name, device.name, arch.0, arch.1
             ))?;
@@ -195,6 +211,11 @@ impl Device {
         self.compute
     }
 
+    /// The stream of copies beside the ops.
+    pub(crate) fn copies(&self) -> sys::CUstream {
+        self.copies
+    }
+
     /// Free and all bytes of the GPU's memory.
     pub fn memory(&self) -> Result<(usize, usize)> {
         self.bind()?;
@@ -211,10 +232,10 @@ impl Device {
     /// # Errors
     /// Also those of ops queued earlier: the GPU works behind the caller.
     pub fn synchronize(&self) -> Result<()> {
+        self.leave_graph()?;
         self.bind()?;
         // SAFETY: the stream lives as long as self
-        unsafe { driver::stream::synchronize(self.compute) }
-            .doing("the GPU failed at work queued before (compute-sanitizer tells where)")
+        unsafe { driver::stream::synchronize(self.compute) }.doing("the GPU failed at work queued before")
     }
 
     /// Memory of unspecified contents; `what` names it in errors and in the table of memory.
@@ -222,6 +243,7 @@ impl Device {
         if bytes == 0 {
             return Ok(0);
         }
+        self.leave_graph()?;
         self.bind()?;
         // SAFETY: freed by `free`
         match unsafe { driver::malloc_sync(bytes) } {
@@ -230,7 +252,9 @@ impl Device {
                 Ok(ptr)
             }
             Err(error) if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
-                Err(Error::OutOfMemory { what, bytes })
+                let (free, total) = driver::mem_get_info().unwrap_or((0, 0));
+                let held = lock(&self.usage).values().sum();
+                Err(Error::DeviceMemory { what, bytes, gpu: self.ordinal, free, total, held })
             }
             Err(error) => Err(error).doing(&format!("cannot allocate {bytes} bytes for {what}")),
         }
@@ -245,8 +269,11 @@ impl Device {
             *used = used.saturating_sub(bytes as u64);
         }
         // A failure here has been told by whatever failed before, and a destructor has nobody to tell.
-        // SAFETY: allocated by `alloc`, freed once; the driver waits for work that uses it
-        let _ = self.bind().map(|()| unsafe { driver::free_sync(ptr) });
+        let _ = self.synchronize();
+        // SAFETY: the stream lives as long as self
+        let _ = unsafe { driver::stream::synchronize(self.copies) };
+        // SAFETY: allocated by `alloc`, freed once; nothing on either stream uses it any more
+        let _ = unsafe { driver::free_sync(ptr) };
     }
 
     /// The address of `bytes` bytes that the op now being queued may use; the next op's overwrites it. Contents are
@@ -267,6 +294,7 @@ impl Device {
         if src.is_empty() {
             return Ok(());
         }
+        self.leave_graph()?;
         self.bind()?;
         // SAFETY: `dst` has src.len() bytes, which the caller checked; pageable memory is read before the call returns
         unsafe { driver::memcpy_htod_async(dst, src, self.compute) }.doing("cannot copy to the GPU")
@@ -277,6 +305,7 @@ impl Device {
         if dst.is_empty() {
             return Ok(());
         }
+        self.leave_graph()?;
         self.bind()?;
         // SAFETY: `src` has dst.len() bytes, which the caller checked; `dst` outlives the wait below
         unsafe { driver::memcpy_dtoh_async(dst, src, self.compute) }.doing("cannot copy from the GPU")?;
@@ -289,9 +318,11 @@ impl Device {
             return Ok(());
         }
         self.bind()?;
-        // SAFETY: both have `bytes` bytes, which the caller checked
-        unsafe { driver::memcpy_dtod_async(dst, src, bytes, self.compute) }
-            .doing("cannot copy within the GPU")
+        self.queue("copy", || {
+            // SAFETY: both have `bytes` bytes, which the caller checked
+            unsafe { driver::memcpy_dtod_async(dst, src, bytes, self.compute) }
+                .doing("cannot copy within the GPU")
+        })
     }
 
     /// Sets every byte, in the order of the ops.
@@ -300,68 +331,28 @@ impl Device {
             return Ok(());
         }
         self.bind()?;
-        // SAFETY: `dst` has `bytes` bytes, which the caller checked
-        unsafe { driver::memset_d8_async(dst, byte, bytes, self.compute) }
-            .doing("cannot clear memory of the GPU")
-    }
-
-    /// The kernel of that name.
-    pub(crate) fn function(&self, kernel: &'static str) -> Result<sys::CUfunction> {
-        let mut functions = lock(&self.functions);
-        if let Some(&function) = functions.get(kernel) {
-            return Ok(function);
-        }
-        self.bind()?;
-        let name = CString::new(kernel).map_err(|_| Error::Device(format!("no kernel {kernel:?}")))?;
-        // SAFETY: the modules live as long as self
-        let found =
-            self.modules.iter().find_map(|&m| unsafe { driver::module::get_function(m, name.clone()) }.ok());
-        let Some(function) = found else {
-            return Err(Error::Device(format!("this binary has no kernel {kernel}; build it again")));
-        };
-        functions.insert(kernel, function);
-        Ok(function)
-    }
-
-    /// Lets blocks of a kernel have `bytes` of dynamic shared memory, which is needed above 48 KiB.
-    pub(crate) fn allow_shared(&self, function: sys::CUfunction, bytes: u32) -> Result<()> {
-        use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as SHARED;
-        // SAFETY: a function of this device's modules
-        unsafe { driver::function::set_function_attribute(function, SHARED, bytes as i32) }
-            .doing(&format!("a block cannot have {bytes} bytes of shared memory"))
-    }
-
-    /// Queues a kernel.
-    ///
-    /// # Safety
-    /// `params` point to values of the types of the kernel's parameters, whose pointers hold for what it does.
-    pub(crate) unsafe fn launch(
-        &self,
-        kernel: &'static str,
-        [grid, block]: [[u32; 3]; 2],
-        shared: u32,
-        params: &mut [*mut c_void],
-    ) -> Result<()> {
-        let function = self.function(kernel)?;
-        self.bind()?;
-        if shared > 48 << 10 {
-            self.allow_shared(function, shared)?;
-        }
-        let dims = |[x, y, z]: [u32; 3]| (x, y, z);
-        // SAFETY: the caller's
-        unsafe { driver::launch_kernel(function, dims(grid), dims(block), shared, self.compute, params) }
-            .doing(&format!("cannot launch {kernel} with {grid:?} blocks of {block:?} threads"))
+        self.queue("fill", || {
+            // SAFETY: `dst` has `bytes` bytes, which the caller checked
+            unsafe { driver::memset_d8_async(dst, byte, bytes, self.compute) }
+                .doing("cannot clear memory of the GPU")
+        })
     }
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
         let scratch = std::mem::replace(&mut *lock(&self.scratch), Scratch { ptr: 0, bytes: 0 });
+        let _ = self.bind();
+        self.drop_graphs();
         self.free("scratch of ops", scratch.ptr, scratch.bytes);
         // SAFETY: nothing of this device is used after; a failure has nobody to be told to
         unsafe {
             let _ = driver::stream::synchronize(self.compute);
+            let _ = driver::stream::synchronize(self.copies);
+            self.forget_times();
+            lock(&self.events).clear();
             let _ = driver::stream::destroy(self.compute);
+            let _ = driver::stream::destroy(self.copies);
             for &module in &self.modules {
                 let _ = driver::module::unload(module);
             }

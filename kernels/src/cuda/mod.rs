@@ -1,13 +1,18 @@
 //! The ops on an NVIDIA GPU, generic over `f32` and `bf16` weights and activations; everything else is `f32`.
 //!
 //! One file of `cu/` holds an op's kernels, the file of the same name here checks the lengths and launches them. Products go
-//! through cuBLASLt ([`linear`]). Every op is queued on one stream and returns at once.
+//! through cuBLASLt (gemm/). Every op is queued on one stream and returns at once.
 
 mod attention;
+mod columns;
 mod cross_entropy;
 mod device;
 mod embedding;
+mod events;
+mod failure;
 mod gelu;
+mod gemm;
+mod graph;
 mod images;
 mod launch;
 mod layernorm;
@@ -15,12 +20,18 @@ mod linear;
 mod memory;
 mod nonfinite;
 mod optim;
+mod pinned;
+mod probe;
 mod rows;
+mod timing;
 mod transfer;
 
-pub use device::{Device, count};
+pub use device::{Device, OLDEST, OLDEST_DRIVER, count, driver_version};
 pub use images::{ARCHS, COMPILER, IMAGES, Image, Resources, resources};
 pub use memory::{Memory, View, ViewMut};
+pub use probe::{DriverProbe, GpuProbe, KernelsProbe, LibraryProbe, Probe, Trouble, probe};
+pub use timing::KernelTime;
+pub use transfer::{Mark, Pending};
 
 use crate::backend::*;
 use crate::error::check_len;
@@ -32,7 +43,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// What kernels are compiled for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// 32 bits, products without TF32: for parity.
     F32,
@@ -70,11 +81,28 @@ impl Element for bf16 {
     }
 }
 
+/// How a GPU is used. Graphs do not change results; algorithms may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// The ops between [`Backend::begin_step`] and [`Backend::end_step`] become CUDA graphs.
+    pub graph: bool,
+    /// Products' algorithms are chosen by measurement, else by cuBLASLt's heuristic, which answers the same every time.
+    pub measure: bool,
+}
+
+impl Default for Options {
+    /// No graphs, algorithms by measurement.
+    fn default() -> Self {
+        Self { graph: false, measure: true }
+    }
+}
+
 /// A GPU as a device of training.
 pub struct Cuda<E> {
     device: Arc<Device>,
     transfer: transfer::Transfer,
-    products: linear::Products,
+    products: gemm::Products,
+    spans: optim::Spans,
     kind: PhantomData<E>,
 }
 
@@ -90,15 +118,29 @@ impl<E: Element> Cuda<E> {
     ///
     /// # Errors
     /// cuBLASLt that is missing or does not start, a GPU without memory.
-    pub fn new(device: Arc<Device>) -> Result<Self> {
-        let transfer = transfer::Transfer::new(&device)?;
-        let products = linear::Products::new(&device)?;
-        Ok(Self { device, transfer, products, kind: PhantomData })
+    pub fn new(device: Arc<Device>, options: Options) -> Result<Self> {
+        let transfer = transfer::Transfer::new(&device, options.graph);
+        let products = gemm::Products::new(&device, options)?;
+        Ok(Self { device, transfer, products, spans: optim::Spans::default(), kind: PhantomData })
     }
 
     /// The GPU.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
+    }
+
+    /// The algorithms that products use, as text. A run that is given them by [`Self::set_choices`] on the same GPU, driver
+    /// and cuBLASLt computes the same bits, as another algorithm would sum in another order.
+    pub fn choices(&self) -> String {
+        self.products.choices()
+    }
+
+    /// Takes the algorithms of an earlier run's [`Self::choices`]; the number of them.
+    ///
+    /// # Errors
+    /// A text that is damaged, or of another GPU, driver or cuBLASLt: nothing is taken, and the run can go on without.
+    pub fn set_choices(&self, text: &str) -> Result<usize> {
+        self.products.set_choices(text)
     }
 }
 
@@ -109,8 +151,8 @@ impl<E: Element> Backend for Cuda<E> {
     type Mem<T: Pod + Send + Sync> = Memory<T>;
     type Ref<'a, T: 'a + Send + Sync> = View<'a, T>;
     type Mut<'a, T: 'a + Send + Sync> = ViewMut<'a, T>;
-    type Mark = transfer::Mark;
-    type Pending = transfer::Pending;
+    type Mark = Mark;
+    type Pending = Pending;
     type Weights = Weights<E>;
 
     fn describe(&self) -> String {
@@ -164,24 +206,19 @@ impl<E: Element> Backend for Cuda<E> {
         dst.iter_mut().zip(host).for_each(|(dst, src)| *dst = src.to_f64());
         Ok(())
     }
-    fn mark(&self) -> Result<transfer::Mark> {
+    fn mark(&self) -> Result<Mark> {
         self.transfer.mark()
     }
-    fn wait(&self, mark: &transfer::Mark) -> Result<()> {
+    fn wait(&self, mark: &Mark) -> Result<()> {
         self.transfer.wait(mark)
     }
-    fn upload_beside(
-        &self,
-        dst: ViewMut<'_, u32>,
-        src: &[u32],
-        after: &transfer::Mark,
-    ) -> Result<transfer::Mark> {
+    fn upload_beside(&self, dst: ViewMut<'_, u32>, src: &[u32], after: &Mark) -> Result<Mark> {
         self.transfer.upload_beside(dst, src, after)
     }
-    fn read_later(&self, parts: &[View<'_, f32>]) -> Result<transfer::Pending> {
+    fn read_later(&self, parts: &[View<'_, f32>]) -> Result<Pending> {
         self.transfer.read_later(parts)
     }
-    fn read(&self, pending: transfer::Pending) -> Result<Vec<f32>> {
+    fn read(&self, pending: Pending) -> Result<Vec<f32>> {
         self.transfer.read(pending)
     }
     fn begin_step(&self) -> Result<()> {
@@ -239,13 +276,13 @@ impl<E: Element> Backend for Cuda<E> {
         layernorm::backward(&self.device, args)
     }
     fn linear_forward(&self, args: LinearForward<'_, Self>) -> Result<()> {
-        self.products.forward(&self.device, args)
+        linear::forward(&self.products, args)
     }
     fn linear_dgrad(&self, args: LinearDgrad<'_, Self>) -> Result<()> {
-        self.products.dgrad(&self.device, args)
+        linear::dgrad(&self.products, args)
     }
     fn linear_wgrad(&self, args: LinearWgrad<'_, Self>) -> Result<()> {
-        self.products.wgrad(&self.device, args)
+        linear::wgrad(&self.products, args)
     }
     fn bias_grad(&self, args: BiasGrad<'_, Self>) -> Result<()> {
         rows::bias_grad(&self.device, args)
@@ -291,12 +328,12 @@ impl<E: Element> Backend for Cuda<E> {
         optim::clip(&self.device, x, norm, max_norm)
     }
     fn adamw(&self, args: OptimizerStep<'_, Self>) -> Result<()> {
-        optim::adamw(&self.device, args)
+        optim::adamw(&self.device, &self.spans, args)
     }
     fn lamb_moments(&self, args: OptimizerStep<'_, Self>, sums: ViewMut<'_, f64>) -> Result<()> {
-        optim::lamb_moments(&self.device, args, sums)
+        optim::lamb_moments(&self.device, &self.spans, args, sums)
     }
     fn lamb_apply(&self, args: OptimizerStep<'_, Self>, sums: View<'_, f64>) -> Result<()> {
-        optim::lamb_apply(&self.device, args, sums)
+        optim::lamb_apply(&self.device, &self.spans, args, sums)
     }
 }

@@ -5,7 +5,7 @@ use half::bf16;
 use kernels::Backend;
 use kernels::backend::Dropout;
 use kernels::cpu::Cpu;
-use kernels::cuda::{Cuda, Device, Element, IMAGES, Image, Kind, Memory};
+use kernels::cuda::{Cuda, Device, Element, IMAGES, Image, Kind, Memory, Options};
 use kernels::philox::{DropoutRate, Stream};
 use std::sync::{Arc, OnceLock};
 
@@ -28,9 +28,14 @@ pub fn device() -> Arc<Device> {
     Device::open_with(0, &[Image::named("emulated")]).unwrap()
 }
 
-/// A backend of its own.
+/// A backend of its own. Products' algorithms are not measured, so that every run has the same.
 pub fn cuda<E: Element>() -> Cuda<E> {
-    Cuda::new(device()).unwrap()
+    Cuda::new(device(), Options { graph: false, measure: false }).unwrap()
+}
+
+/// Whether this is the emulator.
+pub fn is_emulated<E: Element>(cuda: &Cuda<E>) -> bool {
+    cuda.device().name().to_lowercase().contains("emulat")
 }
 
 /// On the GPU.
@@ -145,6 +150,7 @@ fn within(what: &str, got: &[f64], exact: &[f64], times: f64, cost: f64, epsilon
         off(a).total_cmp(&off(b))
     });
     let example = worst.map(|i| format!("; at {i} {} for {}", got[i], exact[i])).unwrap_or_default();
+    eprintln!("MEASURE {:.2} {}", error / cost, what);
     assert!(
         error <= times * cost + 1e-300,
         "{what}: off by {error:.3e}, {:.2} times what rounding costs, over {times}{example}",
@@ -156,4 +162,12 @@ fn within(what: &str, got: &[f64], exact: &[f64], times: f64, cost: f64, epsilon
 #[track_caller]
 pub fn same_bits<T: Pod>(what: &str, a: &[T], b: &[T]) {
     assert!(bytemuck::cast_slice::<T, u8>(a) == bytemuck::cast_slice::<T, u8>(b), "{what}: other bits");
+}
+
+#[test]
+fn poison_stays_where_nothing_is_written() {
+    let cuda = cuda::<bf16>();
+    let memory = poisoned::<bf16, f32>(&cuda, 5);
+    assert!(get_f32(&cuda, &memory).iter().all(|x| x.is_nan()));
+    assert_eq!(get_elems(&cuda, &put_elems(&cuda, &[1.0, 1.00390625, -3.0])), [1.0, 1.0, -3.0]);
 }

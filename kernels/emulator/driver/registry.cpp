@@ -1,0 +1,33 @@
+// The table of kernels, filled while the libraries with kernels are loaded.
+#include <map>
+
+#include "block.h"
+#include "settings.h"
+
+namespace emulator {
+namespace {
+std::map<std::string, Kernel>& kernels() {
+    static auto& all = *new std::map<std::string, Kernel>;
+    return all;
+}
+}  // namespace
+
+void register_kernel(const char* name, void (*function)(), Invoke invoke, const Parameter* parameters, size_t count) {
+    Kernel kernel{name, function, invoke, {parameters, parameters + count}, 0};
+    if (count > 0) kernel.parameter_bytes = parameters[count - 1].offset + parameters[count - 1].size;
+    if (kernel.parameter_bytes > 4096)
+        fail("%zu bytes of parameters of kernel %s, of 4096 at most", kernel.parameter_bytes, name);
+    if (!kernels().insert({name, kernel}).second) fail("two kernels have the name %s", name);
+}
+
+Kernel* find_kernel(const char* name) {
+    const auto it = kernels().find(name);
+    return it == kernels().end() ? nullptr : &it->second;
+}
+
+size_t max_shared_of_arch() {
+    const int arch = settings().arch;
+    return static_cast<size_t>(arch == 80 || arch == 87 ? 163 : arch == 90 || arch / 10 == 10 ? 227 : 99) << 10;
+}
+
+}  // namespace emulator

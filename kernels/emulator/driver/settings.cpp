@@ -1,0 +1,62 @@
+#include "settings.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <map>
+#include <string>
+
+namespace emulator {
+namespace {
+
+uint64_t number(const char* name, uint64_t otherwise) {
+    const char* text = getenv(name);
+    return text == nullptr || *text == '\0' ? otherwise : strtoull(text, nullptr, 0);
+}
+
+struct Failure {
+    unsigned long call;
+    int code;
+};
+
+std::multimap<std::string, Failure> read_failures() {
+    std::multimap<std::string, Failure> failures;
+    const char* text = getenv("EMULATOR_FAIL");
+    std::string rest = text == nullptr ? "" : text;
+    while (!rest.empty()) {
+        const size_t comma = rest.find(',');
+        const std::string item = rest.substr(0, comma);
+        rest = comma == std::string::npos ? "" : rest.substr(comma + 1);
+        const size_t colon = item.find(':');
+        if (colon == std::string::npos) continue;
+        const std::string name = item.substr(0, colon);
+        char* end = nullptr;
+        const unsigned long call = strtoul(item.c_str() + colon + 1, &end, 10);
+        const bool allocates = name.find("Alloc") != std::string::npos;
+        failures.insert({name, {call, *end == ':' ? atoi(end + 1) : allocates ? 2 : 999}});
+    }
+    return failures;
+}
+
+}  // namespace
+
+const Settings& settings() {
+    static const Settings all = {number("EMULATOR_SEED", 1), static_cast<size_t>(number("EMULATOR_MEMORY", 8ull << 30)),
+                                 static_cast<int>(number("EMULATOR_DRIVER", 13000)),
+                                 static_cast<int>(number("EMULATOR_ARCH", 90)),
+                                 static_cast<int>(number("EMULATOR_DEVICES", 1))};
+    return all;
+}
+
+int injected_failure(const char* function) {
+    static const auto& failures = *new std::multimap<std::string, Failure>(read_failures());
+    if (failures.empty()) return 0;
+    static auto& calls = *new std::map<std::string, unsigned long>;
+    const unsigned long call = ++calls[function];
+    const auto range = failures.equal_range(function);
+    for (auto it = range.first; it != range.second; ++it)
+        if (it->second.call == call) return it->second.code;
+    return 0;
+}
+
+}  // namespace emulator

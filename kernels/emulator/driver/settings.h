@@ -1,0 +1,21 @@
+// What the environment says about the device that is emulated.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace emulator {
+
+struct Settings {
+    uint64_t seed;  // EMULATOR_SEED: of every order that is drawn
+    size_t memory;  // EMULATOR_MEMORY: bytes of a device
+    int driver;     // EMULATOR_DRIVER: 13000 is CUDA 13.0
+    int arch;       // EMULATOR_ARCH: 90 is sm_90
+    int devices;    // EMULATOR_DEVICES
+};
+const Settings& settings();
+
+// EMULATOR_FAIL="cuMemAlloc_v2:5,cuLaunchKernel:1:700": the 5th and the 1st call fail; with 700, else with 2 (out of memory)
+// for allocations and 999 (unknown) for others. 0 if this call is to succeed.
+int injected_failure(const char* function);
+
+}  // namespace emulator

@@ -1,0 +1,65 @@
+//! The GPU kernels run on the CPU.
+//!
+//! `build.rs` compiles `kernels/cu/*.cu` as C++ into a library with the name of NVIDIA's driver, `libcuda.so.1`, beside a
+//! `libcublasLt.so.13`. Code that calls the driver runs unchanged: in this process after [`load`], or in a child process
+//! whose `LD_LIBRARY_PATH` starts with [`LIBRARIES`].
+//!
+//! It checks results, never speed. What the device leaves open is drawn from a seed, so that what only happened to work
+//! shows as a wrong result:
+//!
+//! - the threads of a block run in a drawn order from barrier to barrier, the blocks of a grid one after another in a drawn
+//!   order;
+//! - memory is poisoned (bytes 0xFF: NaN) where it was not written: device buffers, shared memory of each block;
+//! - each buffer lies between pages that no one may touch. A bad access, one that is not aligned, a deadlock or a failed
+//!   assertion of a kernel is told on standard error with kernel, block and thread, and ends the process;
+//! - asynchronous copies of a kernel happen when it waits for them, or at once;
+//! - a stream's work runs when somebody waits for it, in turns with other streams' work.
+//!
+//! | environment | |
+//! | --- | --- |
+//! | `EMULATOR_SEED` | of every order that is drawn; 1 |
+//! | `EMULATOR_MEMORY` | bytes of a device; 8 GiB |
+//! | `EMULATOR_DRIVER` | version of the driver; 13000 |
+//! | `EMULATOR_ARCH` | 90 for sm_90 |
+//! | `EMULATOR_DEVICES` | 1 |
+//! | `EMULATOR_FAIL` | `cuMemAlloc_v2:5,cuLaunchKernel:1:700`: the 5th and the 1st call of these fail, the second with error 700 |
+//!
+//! Not emulated: clusters, cooperative launches, tensor maps, peer access, memory pools. A kernel that reads pageable host
+//! memory is not found out, nor is a race between threads that no drawn order brings to light.
+
+use std::sync::OnceLock;
+
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+
+/// The folder of `libcuda.so.1` and `libcublasLt.so.13`.
+pub const LIBRARIES: &str = env!("EMULATOR_LIBRARIES");
+
+/// Opens the emulator's libraries, so that those who ask for the driver or for cuBLASLt by name get them. Once; they stay
+/// open for as long as the process lives.
+///
+/// # Panics
+/// If a library cannot be opened.
+pub fn load() {
+    static LOADED: OnceLock<()> = OnceLock::new();
+    LOADED.get_or_init(|| {
+        // Each under both of its names: some ask for `libcuda.so` first.
+        for name in ["libcuda.so.1", "libcuda.so", "libcublasLt.so.13", "libcublasLt.so"] {
+            open(name);
+        }
+    });
+}
+
+/// Opens one more library of the folder, with kernels in it, after [`load`].
+///
+/// # Panics
+/// If it cannot be opened.
+#[doc(hidden)]
+pub fn open(name: &str) {
+    let path = format!("{LIBRARIES}/{name}");
+    // SAFETY: the libraries are built by this crate; loading them fills the table of kernels and does nothing else.
+    let library = unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) };
+    match library {
+        Ok(library) => std::mem::forget(library),
+        Err(error) => panic!("{path}: {error}"),
+    }
+}

@@ -1,0 +1,8 @@
+//! The emulator itself: what is right runs right, and what is wrong shows.
+
+mod faults;
+mod gpu;
+mod memory;
+mod order;
+mod products;
+mod threads;
