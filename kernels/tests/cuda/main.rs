@@ -6,10 +6,15 @@
 
 mod attention;
 mod check;
+mod elementwise;
+mod embedding;
 mod layernorm;
+mod lengths;
 mod linear;
 mod loss;
 mod optim;
 mod probe;
 mod resources;
+mod rows;
+mod side;
 mod transfer;
