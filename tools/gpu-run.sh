@@ -12,8 +12,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 out=${OUT:-$here/results}
 only=${ONLY:-doctor tests verify bits sanitizers quickstart benches speed}
 read -ra more <<<"${TRAIN:-}"
-mkdir -p "$out" || exit 1
-out=$(cd "$out" && pwd)
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
+[ -z "$(ls -A "$out")" ] || { echo "$out is not empty: name another folder by OUT=" >&2; exit 2; }
 # The quickstart's configuration names files from here.
 cd "$here" || exit 1
 export RUST_BACKTRACE=1 REQUIRE_GPU=1

@@ -12,6 +12,7 @@ mod optimizers;
 mod products;
 
 use harness::{Bench, Shape};
+use kernels::Backend;
 use kernels::cuda::{Cuda, Device, IMAGES, Image, Options};
 use std::process::ExitCode;
 use std::sync::Arc;
