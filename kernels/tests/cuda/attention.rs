@@ -285,6 +285,10 @@ fn tensor_cores() {
     for p in [0.0, 0.1, 0.5] {
         Attention::packed(&LENGTHS, 1, 64, p).check::<bf16>();
     }
+    Attention::packed(&[511, 512], 1, 64, 0.1).check::<bf16>();
+    // The smallest and nearly the largest byte that divides kept from dropped.
+    Attention::packed(&[66, 40], 2, 64, 0.004).check::<bf16>();
+    Attention::packed(&[66, 40], 2, 64, 0.99).check::<bf16>();
     for (n, p) in LENGTHS.into_iter().zip([0.1, 0.0, 0.5, 0.0].into_iter().cycle()) {
         Attention::packed(&[n; 2], 3, 64, p).check::<bf16>();
     }
