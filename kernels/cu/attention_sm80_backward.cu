@@ -24,7 +24,7 @@ constexpr int KEYS = 64, KEY_ROWS = KEYS / WARPS;
 static_assert(KEY_ROWS == 16 && QUERY_ROWS == 32, "a warp has one A of keys and two of queries");
 
 // A warp's 32 queries: rows 16 m + lane / 4 + 8 h are index [m][h].
-struct Queries {
+struct BackwardQueries {
     Fragment q[2][HEAD / 16], dout[2][HEAD / 16];
     Accumulator dq[2][CHUNKS];
     float lse_log2[2][2], delta[2][2];
@@ -33,7 +33,7 @@ struct Queries {
 
 // ds of the 16 keys of a step, as the operand of the product with k; the tile has `keys` keys.
 template <bool DROPOUT>
-__device__ __forceinline__ void query_scores(Fragment (&ds)[2], const Queries& own, unsigned char* k_tile, unsigned char* v_tile, int step, int keys,
+__device__ __forceinline__ void query_scores(Fragment (&ds)[2], const BackwardQueries& own, unsigned char* k_tile, unsigned char* v_tile, int step, int keys,
                                              float scale_log2, float dropout_scale, const Philox (&kept)[2][2]) {
     Accumulator s[2][2] = {}, dp[2][2] = {};
 #pragma unroll
@@ -62,7 +62,7 @@ __device__ __forceinline__ void query_scores(Fragment (&ds)[2], const Queries& o
                 float x[2];
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
-                    const float p = exp2_approximate(fmaf(s[m][n].at[2 * h + e], scale_log2, -own.lse_log2[m][h]));
+                    const float p = fast_exp2(fmaf(s[m][n].at[2 * h + e], scale_log2, -own.lse_log2[m][h]));
                     float gradient = dp[m][n].at[2 * h + e];
                     if (DROPOUT) gradient = masked(gradient, spread_signs(kept[m][h].at[step], 0, 0x8888 + 0x1111 * (2 * n + e))) * dropout_scale;
                     x[e] = p * (gradient - own.delta[m][h]);
@@ -72,7 +72,7 @@ __device__ __forceinline__ void query_scores(Fragment (&ds)[2], const Queries& o
 }
 
 template <bool DROPOUT>
-__device__ __forceinline__ void query_tile(Queries& own, unsigned char* k_tile, unsigned char* v_tile, int keys, float scale_log2,
+__device__ __forceinline__ void query_tile(BackwardQueries& own, unsigned char* k_tile, unsigned char* v_tile, int keys, float scale_log2,
                                            const Dropout& dropout, unsigned head, unsigned block) {
     Philox kept[2][2];
 #pragma unroll
@@ -107,7 +107,7 @@ __device__ __forceinline__ float row_product(const Fragment& x, const Fragment& 
 
 // Takes the warp's queries from tiles of q, dout and out; writes D as far as rows are below `rows`.
 template <bool DROPOUT>
-__device__ __forceinline__ void load_queries(Queries& own, unsigned char* q_tile, unsigned char* dout_tile, unsigned char* out_tile, float* delta,
+__device__ __forceinline__ void load_queries(BackwardQueries& own, unsigned char* q_tile, unsigned char* dout_tile, unsigned char* out_tile, float* delta,
                                              const float* lse, const unsigned* row_keys, int rows) {
     const int first = warp_id() * QUERY_ROWS;
 #pragma unroll
@@ -164,7 +164,7 @@ __device__ __forceinline__ void backward_dq(bf16* dq, float* delta, const bf16* 
     wait_copies<0>();
     __syncthreads();
 
-    Queries own = {};
+    BackwardQueries own = {};
     const int warp_row = warp_id() * QUERY_ROWS;
     load_queries<DROPOUT>(own, q_tile, dout_tile, out_tile, delta + saved, lse + saved, dropout.row_keys + row, rows);
     const float scale_log2 = s.scale * LOG2_E;
@@ -252,7 +252,7 @@ __device__ __forceinline__ void key_scores(Fragment& p, Fragment& ds, const Keys
             float weight[2], gradient[2];
 #pragma unroll
             for (int e = 0; e < 2; e++) {
-                weight[e] = exp2_approximate(fmaf(s[n].at[2 * h + e], scale_log2, -stats.at[2 * e]));
+                weight[e] = fast_exp2(fmaf(s[n].at[2 * h + e], scale_log2, -stats.at[2 * e]));
                 float x = dp[n].at[2 * h + e];
                 if (DROPOUT) x = masked(x, spread_signs(kept[e], 0, 0x8888 + 0x1111 * (byte + 2 * h))) * dropout_scale;
                 gradient[e] = weight[e] * (x - stats.at[2 * e + 1]);
@@ -352,6 +352,8 @@ __device__ __forceinline__ void backward_dkv(bf16* dk, bf16* dv, const float* de
 
 }  // namespace attention
 
+// Blocks of a multiprocessor, which bound the registers: the first kernel's fragments and sums leave room for two, the second
+// kernel's for three.
 #define ATTENTION_SM80_BACKWARD(name, dropout)                                                                                                    \
     extern "C" __global__ void __launch_bounds__(attention::THREADS, 2)                                                                           \
         attention_sm80_dq##name##_bf16(bf16* dq, float* delta, const bf16* dout, const bf16* q, const bf16* k, const bf16* v, const bf16* out,   \
