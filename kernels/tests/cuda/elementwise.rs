@@ -3,7 +3,6 @@
 use crate::check::{close, close_f32, cuda, noise, rounded, rounded_f32};
 use crate::side::*;
 use half::bf16;
-use kernels::Backend;
 use kernels::backend::*;
 use kernels::cpu::Cpu;
 use kernels::cuda::{Element, Kind};

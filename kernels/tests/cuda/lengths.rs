@@ -4,7 +4,7 @@ use crate::check::cuda;
 use crate::side::*;
 use kernels::backend::*;
 use kernels::cpu::Cpu;
-use kernels::{Backend, Result};
+use kernels::Result;
 
 /// The length of argument `i`, given the right one.
 type Length<'a> = &'a dyn Fn(usize, usize) -> usize;
