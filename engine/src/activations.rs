@@ -2,11 +2,10 @@
 //!
 //! Every buffer is allocated for the largest batch seen so far and reused; once warm, a step allocates nothing.
 
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Recompute};
 use crate::data::Batch;
 use kernels::Result;
 use kernels::backend::Backend;
-use serde::{Deserialize, Serialize};
 
 /// Sizes of one batch; of the buffers, the largest of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -49,17 +48,6 @@ impl Dims {
             sequences: self.sequences.max(other.sequences),
         }
     }
-}
-
-/// Which activations forward keeps for backward.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Recompute {
-    /// All of them.
-    #[default]
-    None,
-    /// The input of each layer; backward computes the layer's other activations once more, to the same bits.
-    Layer,
 }
 
 impl Recompute {

@@ -1,6 +1,7 @@
 //! BERT and its training, generic over a [`kernels::Backend`].
 
 pub mod activations;
+pub mod bench;
 pub mod checkpoint;
 pub mod config;
 pub mod data;

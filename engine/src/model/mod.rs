@@ -5,8 +5,8 @@ mod heads;
 pub mod init;
 mod layer;
 
-use crate::activations::{Activations, BackwardScratch, Dims, Recompute};
-use crate::config::ModelConfig;
+use crate::activations::{Activations, BackwardScratch, Dims};
+use crate::config::{ModelConfig, Recompute};
 use crate::data::Batch;
 use crate::device_batch::{BatchRing, DeviceBatch, Part};
 use crate::table::TensorTable;
@@ -202,7 +202,7 @@ impl<B: Backend> Bert<B> {
         Self::recomputing(backend, config, Recompute::None)
     }
 
-    /// As [`Self::new`]; backward takes no more memory than `recompute` says.
+    /// As [`Self::new`]; backward computes once more what `recompute` says.
     pub fn recomputing(backend: B, config: &ModelConfig, recompute: Recompute) -> Result<Self> {
         let table = TensorTable::new(config);
         Ok(Self {
@@ -321,6 +321,15 @@ impl<B: Backend> Bert<B> {
             params: self.backend.zeros("gradients", self.table.len)?,
             scratch: BackwardScratch::new(&self.backend, &self.config, Dims::default())?,
         })
+    }
+
+    /// Takes the memory for batches of at most these sizes, of training and of evaluation, so that no step takes any.
+    pub fn reserve(&mut self, grads: &mut Gradients<B>, [train, eval]: [Dims; 2]) -> Result<()> {
+        let any = train.max(&eval);
+        self.batches.reserve(&self.backend, &any, self.config.max_positions)?;
+        self.grow(any)?;
+        grads.scratch = BackwardScratch::new(&self.backend, &self.config, train)?;
+        Ok(())
     }
 
     /// Forward and backward of one micro-batch: adds its gradient of the scaled loss to `grads` and its losses to

@@ -149,7 +149,8 @@ impl<B: Backend> Optimizer<B> {
         Ok(())
     }
 
-    fn is_sharded(&self) -> bool {
+    /// Whether ranks share the moments.
+    pub fn is_sharded(&self) -> bool {
         matches!(self.division, Division::Sharded(_))
     }
 

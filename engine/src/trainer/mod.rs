@@ -12,6 +12,7 @@ use crate::Result;
 use crate::config::Config;
 use crate::data::prepare::PrepareProgress;
 use crate::dist::Group;
+use crate::memory::MemoryTable;
 use crate::metrics::{EvalRecord, TrainRecord};
 use crate::mlperf::Submission;
 use kernels::Backend;
@@ -61,6 +62,10 @@ pub struct RunInfo {
     pub first_step: u64,
     /// Steps in all.
     pub steps: u64,
+    /// What the run takes of the device's memory.
+    pub memory: MemoryTable,
+    /// Whether the device is the host itself.
+    pub on_host: bool,
 }
 
 /// How far the run is.

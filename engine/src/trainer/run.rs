@@ -1,6 +1,7 @@
 //! The step loop.
 
 use super::artifacts::Artifacts;
+use super::evaluation::EVAL_BATCH;
 use super::setup::Setup;
 use super::step::{Queued, Window};
 use super::{Ending, Observer, Options, Outcome, RunInfo};
@@ -8,6 +9,7 @@ use crate::Result;
 use crate::config::Config;
 use crate::data::loader::{Loader, LoaderConfig};
 use crate::dist::{Buckets, Group};
+use crate::memory::{MemoryTable, survey};
 use crate::mllog::MlLog;
 use crate::model::Gradients;
 use kernels::Backend;
@@ -55,7 +57,7 @@ pub fn run<B: Backend<Acc = f32>>(
 /// As [`run`]; `late` changes no file and no message, only when they are written.
 pub(super) fn run_pipelined<B: Backend<Acc = f32>>(
     group: &mut Group<B>,
-    setup: Setup<B>,
+    mut setup: Setup<B>,
     mllog: Option<MlLog>,
     options: &Options<'_>,
     observer: &mut dyn Observer,
@@ -63,9 +65,10 @@ pub(super) fn run_pipelined<B: Backend<Acc = f32>>(
 ) -> Result<Outcome> {
     let mut loader = loader(group, &setup)?;
     let artifacts = Artifacts::open(&setup, mllog)?;
-    let grads = setup.bert.gradients()?;
+    let mut grads = setup.bert.gradients()?;
+    let memory = plan_memory(group, &mut setup, &mut grads)?;
     if artifacts.writes() {
-        observer.started(&info(group, &setup));
+        observer.started(&info(group, &setup, memory));
     }
     let buckets = Buckets::new(setup.bert.table(), setup.config.ranks.bucket_elements);
     let mut run = Run {
@@ -102,7 +105,23 @@ fn loader<B: Backend>(group: &Group<B>, setup: &Setup<B>) -> Result<Loader> {
     Loader::new(setup.train.clone(), config, setup.state.loader)
 }
 
-fn info<B: Backend>(group: &Group<B>, setup: &Setup<B>) -> RunInfo {
+/// Takes what the largest batches need, if that fits, and says what the run takes.
+fn plan_memory<B: Backend>(
+    group: &Group<B>,
+    setup: &mut Setup<B>,
+    grads: &mut Gradients<B>,
+) -> Result<MemoryTable> {
+    let Setup { config, train, bert, optimizer, .. } = setup;
+    let owners = if optimizer.is_sharded() { group.world() } else { 1 };
+    let ranks = [group.world(), owners, EVAL_BATCH];
+    let (memory, sizes) = survey(bert.backend(), config, bert.table(), train.manifest(), ranks);
+    if let Some(sizes) = sizes {
+        bert.reserve(grads, sizes)?;
+    }
+    Ok(memory)
+}
+
+fn info<B: Backend>(group: &Group<B>, setup: &Setup<B>, memory: MemoryTable) -> RunInfo {
     let manifest = setup.train.manifest();
     RunInfo {
         device: match group.world() {
@@ -116,6 +135,8 @@ fn info<B: Backend>(group: &Group<B>, setup: &Setup<B>) -> RunInfo {
         unigram_entropy: manifest.unigram_entropy,
         first_step: setup.state.step,
         steps: setup.config.train.steps,
+        memory,
+        on_host: B::HOST,
     }
 }
 

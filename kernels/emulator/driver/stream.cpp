@@ -8,14 +8,15 @@
 namespace emulator {
 namespace {
 
-std::vector<std::shared_ptr<Stream>> streams;
-std::vector<std::shared_ptr<Stream>> default_streams;
+// Never destroyed: threads may still call the driver while the process ends.
+auto& streams = *new std::vector<std::shared_ptr<Stream>>;
+auto& default_streams = *new std::vector<std::shared_ptr<Stream>>;
 
 struct Later {
     std::vector<Ticket> after;
     std::function<void()> then;
 };
-std::vector<Later> later;
+auto& later = *new std::vector<Later>;
 
 thread_local bool seeded = false;
 thread_local Random thread_order;
@@ -40,8 +41,8 @@ void do_what_is_due() {
 }
 
 bool may_run(const Stream& stream) {
-    return !stream.queue.empty() &&
-           std::all_of(stream.queue.front().after.begin(), stream.queue.front().after.end(), [](const Ticket& t) { return is_done(t); });
+    return !stream.queue.empty() && std::all_of(stream.queue.front().after.begin(), stream.queue.front().after.end(),
+                                                [](const Ticket& t) { return is_done(t); });
 }
 
 void run_first(const std::shared_ptr<Stream>& stream) {

@@ -5,7 +5,7 @@
 //! counts, no sequence has more keys or more queries than `max_keys`, and a sequence with queries has keys.
 
 use super::device::Device;
-use super::launch::{Arg, DropoutArg, Launch, dropout, kernel};
+use super::launch::{Arg, Launch, dropout, kernel};
 use super::{Cuda, Element, Kind};
 use crate::backend::{AttentionBackward, AttentionForward, AttentionSize, Qkv, QkvGrad};
 use crate::error::check_len;
@@ -183,8 +183,9 @@ impl<E: Element> Cuda<E> {
     }
 }
 
+/// Whether there are kernels on tensor cores; they take aligned buffers only.
 fn on_tensor_cores<E: Element>(head_size: usize) -> bool {
-    false
+    E::KIND == Kind::Bf16 && head_size == MMA_HEAD
 }
 
 pub(super) fn forward<E: Element>(device: &Device, args: AttentionForward<'_, Cuda<E>>) -> Result<()> {
@@ -194,20 +195,19 @@ pub(super) fn forward<E: Element>(device: &Device, args: AttentionForward<'_, Cu
     check_len(OP, "out", out.len(), sizes.queries * sizes.hidden())?;
     check_len(OP, "lse", lse.len(), sizes.heads * sizes.queries)?;
     let parts = sizes.qkv(OP, &qkv)?;
-    let mask = dropout(OP, mask, sizes.queries)?;
-    let arg = sizes.arg::<E>(&parts, out.is_aligned() && parts.are_aligned());
-    let launch = |kernel| {
-        let launch = Launch::new(device, kernel).arg(out.ptr()).arg(lse.ptr());
-        launch.arg(parts.q).arg(parts.k).arg(parts.v).arg(arg).arg(mask)
+    let (drops, mask) = (!mask.rate.is_none(), dropout(OP, mask, sizes.queries)?);
+    let aligned = out.is_aligned() && parts.are_aligned();
+    let (kernel, rows, threads, shared) = if aligned && on_tensor_cores::<E>(sizes.d) {
+        let kernel =
+            if drops { "attention_sm80_forward_dropout_bf16" } else { "attention_sm80_forward_bf16" };
+        (kernel, sm80::QUERIES, sm80::THREADS, sm80::FORWARD_SHARED)
+    } else {
+        (kernel!(E, "attention_any_forward"), any::ROWS, any::THREADS, any::forward_shared(sizes.d))
     };
+    let launch = Launch::new(device, kernel).arg(out.ptr()).arg(lse.ptr()).arg(parts.q).arg(parts.k);
+    let launch = launch.arg(parts.v).arg(sizes.arg::<E>(&parts, aligned)).arg(mask);
     // SAFETY: the kernel's signature; lengths were checked above, offsets are the caller's promise (see the module)
-    unsafe {
-        launch(kernel!(E, "attention_any_forward")).run(
-            sizes.query_grid(any::ROWS),
-            [any::THREADS, 1, 1],
-            any::forward_shared(sizes.d),
-        )
-    }
+    unsafe { launch.run(sizes.query_grid(rows), [threads, 1, 1], shared) }
 }
 
 pub(super) fn backward<E: Element>(device: &Device, args: AttentionBackward<'_, Cuda<E>>) -> Result<()> {
@@ -222,33 +222,74 @@ pub(super) fn backward<E: Element>(device: &Device, args: AttentionBackward<'_, 
         let what = "gradients in another layout than queries, keys and values".into();
         return Err(Error::Unsupported { op: OP, what });
     }
-    let mask = dropout(OP, mask, sizes.queries)?;
+    let (drops, mask) = (!mask.rate.is_none(), dropout(OP, mask, sizes.queries)?);
     let aligned = [dout, out].iter().all(|x| x.is_aligned()) && parts.are_aligned() && grads.are_aligned();
     let arg = sizes.arg::<E>(&parts, aligned);
     let delta = device.scratch(sizes.heads * sizes.queries * size_of::<f32>())?;
-    let dq = |kernel| {
-        let launch = Launch::new(device, kernel).arg(grads.q).arg(delta).view(&dout);
-        let launch = launch.arg(parts.q).arg(parts.k).arg(parts.v).view(&out).view(&lse);
-        launch.arg(arg).arg(mask)
+    let plan = if aligned && on_tensor_cores::<E>(sizes.d) {
+        sm80::backward(drops)
+    } else {
+        any::backward::<E>(sizes.d)
     };
-    let dkv = |kernel| {
-        let launch = Launch::new(device, kernel).arg(grads.k).arg(grads.v).arg(delta).view(&dout);
-        launch.arg(parts.q).arg(parts.k).arg(parts.v).view(&lse).arg(arg).arg(mask)
-    };
+    let dq = Launch::new(device, plan.dq).arg(grads.q).arg(delta).view(&dout).arg(parts.q).arg(parts.k);
+    let dq = dq.arg(parts.v).view(&out).view(&lse).arg(arg).arg(mask);
+    let dkv = Launch::new(device, plan.dkv).arg(grads.k).arg(grads.v).arg(delta).view(&dout).arg(parts.q);
+    let dkv = dkv.arg(parts.k).arg(parts.v).view(&lse).arg(arg).arg(mask);
+    let threads = [plan.threads, 1, 1];
     // SAFETY: the kernels' signatures; lengths were checked above, offsets are the caller's promise (see the module)
     unsafe {
-        let threads = [any::THREADS, 1, 1];
-        dq(kernel!(E, "attention_any_dq")).run(
-            sizes.query_grid(any::ROWS),
-            threads,
-            any::dq_shared(sizes.d),
-        )?;
-        dkv(kernel!(E, "attention_any_dkv")).run(sizes.key_grid(any::ROWS), threads, any::dkv_shared(sizes.d))
+        dq.run(sizes.query_grid(plan.queries), threads, plan.dq_shared)?;
+        dkv.run(sizes.key_grid(plan.keys), threads, plan.dkv_shared)
+    }
+}
+
+/// The two kernels of backward: rows and threads of their blocks, and shared memory in bytes.
+struct Backward {
+    dq: &'static str,
+    dkv: &'static str,
+    queries: usize,
+    keys: usize,
+    threads: usize,
+    dq_shared: usize,
+    dkv_shared: usize,
+}
+
+/// The launches of cu/attention_sm80.cu and cu/attention_sm80_backward.cu: their constants.
+mod sm80 {
+    use super::{Backward, MMA_HEAD};
+
+    pub const THREADS: usize = 128;
+    pub const QUERIES: usize = 128;
+    const KEYS: usize = 64;
+    /// Bytes of a row of a head.
+    const ROW: usize = 2 * MMA_HEAD;
+    /// Two times two tiles of 64 rows, which are streamed.
+    const TILES: usize = 4 * 64 * ROW;
+    pub const FORWARD_SHARED: usize = QUERIES * ROW + TILES;
+    /// `struct QueryTile`.
+    const QUERY_TILE: usize = 4 * 64 * (2 + 4 * 4);
+
+    pub fn backward(drops: bool) -> Backward {
+        let [dq, dkv] = match drops {
+            true => ["attention_sm80_dq_dropout_bf16", "attention_sm80_dkv_dropout_bf16"],
+            false => ["attention_sm80_dq_bf16", "attention_sm80_dkv_bf16"],
+        };
+        Backward {
+            dq,
+            dkv,
+            queries: QUERIES,
+            keys: KEYS,
+            threads: THREADS,
+            dq_shared: 2 * QUERIES * ROW + TILES,
+            dkv_shared: TILES + 2 * QUERY_TILE,
+        }
     }
 }
 
 /// The launches of cu/attention_any.cu: its constants, and its shared memory in bytes.
 mod any {
+    use super::{Backward, Element, kernel};
+
     pub const THREADS: usize = 128;
     pub const ROWS: usize = 32;
     const KEYS: usize = 64;
@@ -267,11 +308,19 @@ mod any {
         tile(ROWS, d) + tile(KEYS, d) + scores(KEYS) + ROWS * DRAWS
     }
 
-    pub fn dq_shared(d: usize) -> usize {
-        2 * tile(ROWS, d) + tile(KEYS, d) + scores(KEYS) + 4 * ROWS + ROWS * DRAWS
-    }
-
-    pub fn dkv_shared(d: usize) -> usize {
-        2 * tile(ROWS, d) + 2 * tile(QUERIES, d) + 2 * scores(QUERIES) + 2 * 4 * QUERIES + QUERIES * DRAWS
+    pub fn backward<E: Element>(d: usize) -> Backward {
+        Backward {
+            dq: kernel!(E, "attention_any_dq"),
+            dkv: kernel!(E, "attention_any_dkv"),
+            queries: ROWS,
+            keys: ROWS,
+            threads: THREADS,
+            dq_shared: 2 * tile(ROWS, d) + tile(KEYS, d) + scores(KEYS) + 4 * ROWS + ROWS * DRAWS,
+            dkv_shared: 2 * tile(ROWS, d)
+                + 2 * tile(QUERIES, d)
+                + 2 * scores(QUERIES)
+                + 2 * 4 * QUERIES
+                + QUERIES * DRAWS,
+        }
     }
 }

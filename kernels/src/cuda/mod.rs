@@ -1,7 +1,7 @@
 //! The ops on an NVIDIA GPU, generic over `f32` and `bf16` weights and activations; everything else is `f32`.
 //!
 //! One file of `cu/` holds an op's kernels, the file of the same name here checks the lengths and launches them. Products go
-//! through cuBLASLt ([`gemm`]). Every op is queued on one stream and returns at once.
+//! through cuBLASLt (gemm/). Every op is queued on one stream and returns at once.
 
 mod attention;
 mod columns;
@@ -21,6 +21,7 @@ mod memory;
 mod nonfinite;
 mod optim;
 mod pinned;
+mod probe;
 mod rows;
 mod timing;
 mod transfer;
@@ -28,6 +29,7 @@ mod transfer;
 pub use device::{Device, OLDEST, OLDEST_DRIVER, count, driver_version};
 pub use images::{ARCHS, COMPILER, IMAGES, Image, Resources, resources};
 pub use memory::{Memory, View, ViewMut};
+pub use probe::{DriverProbe, GpuProbe, KernelsProbe, LibraryProbe, Probe, Trouble, probe};
 pub use timing::KernelTime;
 pub use transfer::{Mark, Pending};
 

@@ -6,7 +6,7 @@ use super::memory::Memory;
 use super::{Cuda, Element, View, ViewMut};
 use crate::backend::*;
 use crate::error::{check_len, check_range};
-use crate::{Error, Result};
+use crate::Result;
 use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -13,6 +13,7 @@ mod lengths;
 mod linear;
 mod loss;
 mod optim;
+mod probe;
 mod resources;
 mod rows;
 mod side;

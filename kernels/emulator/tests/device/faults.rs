@@ -4,12 +4,10 @@ use crate::gpu::{Buffer, Stream, arg, try_launch};
 use cudarc::driver::{result, sys};
 use std::process::Command;
 
-/// Runs a test of this file in a process of its own: its standard error, and whether it passed.
-fn child(test: &str, environment: &[(&str, &str)]) -> (String, bool) {
+/// Runs a test of this program in a process of its own: its standard error, and whether it passed.
+pub fn child(test: &str, environment: &[(&str, &str)]) -> (String, bool) {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--exact", &format!("faults::{test}"), "--ignored", "--nocapture"])
-        .envs(environment.iter().copied());
+    command.args(["--exact", test, "--ignored", "--nocapture"]).envs(environment.iter().copied());
     let output = command.output().unwrap();
     (String::from_utf8_lossy(&output.stderr).into_owned(), output.status.success())
 }
@@ -50,13 +48,13 @@ fn faults_are_told() {
         (13, 0, "in which its own lane 0 is not", "thread (0, 0, 0)"),
     ];
     for (what, n, message, place) in cases {
-        let (text, passed) = child("wrong", &[("WHAT", &what.to_string()), ("N", &n.to_string())]);
+        let (text, passed) = child("faults::wrong", &[("WHAT", &what.to_string()), ("N", &n.to_string())]);
         assert!(!passed, "case {what}");
         for part in ["emulator: kernel test_wrong, block (0, 0, 0)", message, place] {
             assert!(text.contains(part), "case {what}: {part:?} is not in:\n{text}");
         }
     }
-    let (text, passed) = child("wrong", &[("WHAT", "-1"), ("N", "0")]);
+    let (text, passed) = child("faults::wrong", &[("WHAT", "-1"), ("N", "0")]);
     assert!(passed, "with nothing wrong:\n{text}");
 }
 
@@ -73,7 +71,7 @@ fn print_order() {
 #[test]
 fn a_seed_gives_the_same_order_again() {
     let run = |seed| {
-        let (text, passed) = child("print_order", &[("EMULATOR_SEED", seed)]);
+        let (text, passed) = child("faults::print_order", &[("EMULATOR_SEED", seed)]);
         assert!(passed);
         text.lines().find(|l| l.starts_with('[')).unwrap().to_owned()
     };
@@ -131,7 +129,44 @@ fn the_environment_describes_the_device() {
         (&[("EMULATOR_FAIL", "cuCtxSynchronize:1,cuInit:1:803")], "init: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
     ];
     for (environment, expected) in cases {
-        let (text, passed) = child("describe", environment);
+        let (text, passed) = child("faults::describe", environment);
         assert!(passed && text.contains(expected), "{environment:?}: {expected:?} is not in:\n{text}");
     }
+}
+
+#[test]
+#[ignore = "run by `freed_memory_is_told` in a process of its own"]
+fn freed() {
+    let (stream, x) = (Stream::new(), Buffer::from(&[1f32; 64]));
+    let y = Buffer::from(&[1f32; 64]);
+    let args = [arg(y.at), arg(x.at), arg(1f32), arg(64i32)];
+    // Freed while work is queued: the memory stays until that is done, as with the driver's wait.
+    try_launch(&stream, "test_axpy", (1, 1, 1), (64, 1, 1), 0, &args).unwrap();
+    drop(y);
+    stream.wait();
+    eprintln!("first done");
+    try_launch(&stream, "test_axpy", (1, 1, 1), (64, 1, 1), 0, &args).unwrap();
+    stream.wait();
+}
+
+#[test]
+fn freed_memory_is_told() {
+    let (text, passed) = child("faults::freed", &[]);
+    assert!(!passed && text.contains("first done"), "{text}");
+    assert!(text.contains("kernel test_axpy") && text.contains("of the freed buffer of 256 bytes"), "{text}");
+}
+
+#[test]
+#[ignore = "run by `the_linker_finds_the_libraries` in a process of its own"]
+fn found_by_name() {
+    // SAFETY: asks whether the library can be opened.
+    assert!(unsafe { sys::is_culib_present() });
+    result::init().unwrap();
+    eprintln!("{}", result::device::get_name(result::device::get(0).unwrap()).unwrap());
+}
+
+#[test]
+fn the_linker_finds_the_libraries() {
+    let (text, passed) = child("faults::found_by_name", &[("LD_LIBRARY_PATH", emulator::LIBRARIES)]);
+    assert!(passed && text.contains("Emulator sm_90"), "{text}");
 }

@@ -112,3 +112,32 @@ fn parameters_are_told_and_copied_at_launch() {
     stream.wait();
     assert_eq!(y.read(), [6.0; 10]);
 }
+
+#[test]
+fn launches_with_attributes() {
+    let stream = Stream::new();
+    let (x, y) = (Buffer::from(&[1f32; 10]), Buffer::from(&[0f32; 10]));
+    let launch = |id: sys::CUlaunchAttributeID, x_of_cluster: u32| {
+        let mut args = [arg(y.at), arg(x.at), arg(1f32), arg(10i32)];
+        let mut pointers: Vec<*mut std::ffi::c_void> =
+            args.iter_mut().map(|a| a.as_mut_ptr().cast()).collect();
+        // SAFETY: zeros are a value of each of these; the arguments are those of the kernel.
+        unsafe {
+            let mut attribute: sys::CUlaunchAttribute = std::mem::zeroed();
+            attribute.id = id;
+            attribute.value.clusterDim.x = x_of_cluster;
+            let mut config: sys::CUlaunchConfig = std::mem::zeroed();
+            (config.gridDimX, config.gridDimY, config.gridDimZ) = (1, 1, 1);
+            (config.blockDimX, config.blockDimY, config.blockDimZ) = (32, 1, 1);
+            (config.hStream, config.attrs, config.numAttrs) = (stream.0, &mut attribute, 1);
+            let function = function("test_axpy").unwrap();
+            sys::cuLaunchKernelEx(&config, function, pointers.as_mut_ptr(), std::ptr::null_mut())
+        }
+    };
+    use sys::CUlaunchAttributeID_enum::*;
+    assert_eq!(launch(CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, 1), sys::CUresult::CUDA_SUCCESS);
+    assert_eq!(launch(CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, 1), sys::CUresult::CUDA_SUCCESS);
+    assert_eq!(launch(CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, 2), sys::CUresult::CUDA_ERROR_NOT_SUPPORTED);
+    stream.wait();
+    assert_eq!(y.read(), [2.0; 10]);
+}

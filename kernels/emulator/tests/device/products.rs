@@ -248,6 +248,58 @@ fn another_algorithm_sums_in_another_order() {
 }
 
 #[test]
+#[ignore = "run by `matrices_that_leave_their_buffer_are_told` in a process of its own"]
+fn leaves() {
+    let case = Case {
+        m: 8,
+        n: 8,
+        k: 8,
+        transpose_a: false,
+        transpose_b: false,
+        beta: 0.0,
+        bias: false,
+        algorithm: 0,
+    };
+    let (stream, a, b) = (Stream::new(), Buffer::from(&[1f32; 64]), Buffer::from(&[1f32; 63]));
+    let (d, plan, one) = (Buffer::<f32>::fresh(64), Plan::new::<f32, f32>(&case, 0, 0), 1f32);
+    let algorithm = plan.algorithms(0)[0].algo;
+    // SAFETY: B's buffer is one number short: the emulator reports it and ends the process.
+    unsafe {
+        let (x, d, w) = ((&raw const one).cast(), d.at as *mut c_void, std::ptr::null_mut());
+        let (a, b, s) = (a.at as *const c_void, b.at as *const c_void, stream.0 as sys::cudaStream_t);
+        let (p, zero) = (&plan, (&raw const case.beta).cast());
+        sys::cublasLtMatmul(
+            p.handle,
+            p.description,
+            x,
+            a,
+            p.a,
+            b,
+            p.b,
+            zero,
+            d,
+            p.d,
+            d,
+            p.d,
+            &algorithm,
+            w,
+            0,
+            s,
+        )
+        .result()
+        .unwrap();
+    }
+    stream.wait();
+}
+
+#[test]
+fn matrices_that_leave_their_buffer_are_told() {
+    let (text, passed) = crate::faults::child("products::leaves", &[]);
+    assert!(!passed && text.contains("cublasLtMatmul: B, 256 bytes at"), "{text}");
+    assert!(text.contains("past the end of the buffer of 252 bytes"), "{text}");
+}
+
+#[test]
 fn workspace_limits_the_choice() {
     crate::gpu::open();
     let case = Case {

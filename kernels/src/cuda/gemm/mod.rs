@@ -32,7 +32,7 @@ use plan::{Answer, Plan};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
-pub use library::version;
+pub(super) use library::{dotted, version};
 
 /// Bytes that algorithms may use while they run: what the library's makers recommend for the newer GPUs.
 const WORKSPACE: usize = 32 << 20;
