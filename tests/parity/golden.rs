@@ -1,6 +1,7 @@
 //! The golden files in both precisions, and that `verify` can fail.
 
 use engine::verify::{self, Limits, VerifyLine};
+use kernels::Backend;
 use kernels::cpu::Cpu;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -67,14 +68,32 @@ impl Changed {
         self
     }
 
+    /// Scales the numbers of an f64 tensor.
+    fn scale(mut self, tensor: &str, by: impl Fn(usize) -> f64) -> Self {
+        let range = &self.header[tensor]["data_offsets"];
+        let [start, end] = [0, 1].map(|i| range[i].as_u64().unwrap() as usize);
+        for (i, bytes) in self.data[start..end].as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            *bytes = (f64::from_le_bytes(*bytes) * by(i)).to_le_bytes();
+        }
+        self
+    }
+
     fn verify(&self) -> engine::Result<Vec<VerifyLine>> {
+        self.verify_on(&Cpu::<f64>::new, Limits::F64)
+    }
+
+    fn verify_on<B: Backend>(
+        &self,
+        backend: &dyn Fn() -> B,
+        limits: Limits,
+    ) -> engine::Result<Vec<VerifyLine>> {
         let mut header = serde_json::to_vec(&self.header).unwrap();
         header.resize(header.len().next_multiple_of(8), b' ');
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("changed.safetensors");
         let bytes = [&(header.len() as u64).to_le_bytes(), &header[..], &self.data].concat();
         std::fs::write(&path, bytes).unwrap();
-        verify::run(&Cpu::<f64>::new, &path, Limits::F64)
+        verify::run(backend, &path, limits)
     }
 
     fn exceeded(&self) -> Vec<&'static str> {
@@ -99,6 +118,36 @@ fn a_wrong_number_is_seen() {
     assert_eq!(Changed::new("tiny-erf").set("hidden.1", f64::NAN).exceeded(), ["hidden states"]);
     assert_eq!(Changed::new("tiny-erf").set("loss", 0.0).exceeded(), ["losses"]);
     assert_eq!(Changed::new("tiny-erf").set("lamb.lrs", 1e-9).exceeded(), ["LAMB losses"]);
+}
+
+/// bf16's limits, on a backend that is far within them: they see what is wrong with the reference.
+#[test]
+fn directions_and_lengths_of_gradients_are_seen() {
+    let exceeded = |changed: Changed| {
+        let lines = changed.verify_on(&Cpu::<f32>::new, Limits::BF16).unwrap();
+        assert_eq!(lines.len(), 7);
+        lines.iter().filter(|l| !l.passed()).map(|l| l.what).collect::<Vec<_>>()
+    };
+    let (angle, length) = ("gradients: 1 - cosine", "gradients: norms");
+    let tensor = "grad.bert.encoder.layer.0.intermediate.dense.weight";
+    let scaled = |by: &dyn Fn(usize) -> f64| exceeded(Changed::new("tiny-erf").scale(tensor, by));
+    for name in FILES {
+        assert_eq!(exceeded(Changed::new(name)), [""; 0], "{name}");
+    }
+    assert_eq!(scaled(&|_| 1.009), [""; 0]);
+    assert_eq!(scaled(&|_| 1.011), [length]);
+    assert_eq!(scaled(&|_| 0.989), [length]);
+    // off by this share at every other element, the angle's cosine is 1 - share^2 / 2 and the length hardly changes
+    let turned = |share: f64| scaled(&|i| if i % 2 == 0 { 1.0 + share } else { 1.0 - share });
+    assert_eq!(turned(0.03), [""; 0]);
+    assert!(turned(0.06).contains(&angle));
+    assert_eq!(scaled(&|_| -1.0), [angle]);
+    assert_eq!(scaled(&|_| f64::NAN), [angle, length]);
+    assert_eq!(scaled(&|_| 0.0), [angle, length]);
+    // The gradient of a key's bias is 0 but for rounding, in the reference too: it has no direction.
+    let bias = "grad.bert.encoder.layer.0.attention.self.key.bias";
+    assert_eq!(exceeded(Changed::new("tiny-erf").scale(bias, |_| -3.0)), [""; 0]);
+    assert_eq!(exceeded(Changed::new("tiny-erf").set(bias, 0.1)), [angle, length]);
 }
 
 #[test]

@@ -1,3 +1,4 @@
 //! Our numbers against a reference implementation's.
 
 mod golden;
+pub mod steps;

@@ -6,19 +6,25 @@ use crate::config::{Config, TrainConfig};
 use crate::data::shards::{Manifest, SplitManifest};
 use crate::table::TensorTable;
 
+/// Sequences added to twice the expected number, for budgets of few.
+const SOME: usize = 32;
 /// More sequences or tokens than any micro-batch has.
 const MANY: usize = 1 << 28;
 
 /// Sizes that no micro-batch of one of `world` processes exceeds: of training, and of evaluation in batches of
-/// `eval_batch`.
+/// `eval_batch`. A budget of tokens could be filled with the shortest sequences alone; twice as many as the mean length makes
+/// are reckoned with, which is exceeded as good as never, and then buffers grow.
 pub fn largest(config: &Config, data: &Manifest, world: usize, eval_batch: usize) -> [Dims; 2] {
     let train = match config.train.batch_tokens {
-        0 => of_sequences(&data.train, data, own_sequences(&config.train, world)),
+        0 => {
+            let own = own_sequences(&config.train, world);
+            of_sequences(&data.train, data, own, repeats(own, data.train.sequences))
+        }
         _ => of_tokens(&data.train, data, own_tokens(&config.train, data.train.longest, world)),
     };
     let eval = match data.eval.sequences {
         0 => Dims::default(),
-        n => of_sequences(&data.eval, data, eval_batch.min(n as usize)),
+        n => of_sequences(&data.eval, data, eval_batch.min(n as usize), 1),
     };
     [train, eval]
 }
@@ -72,9 +78,8 @@ fn repeats(batch: usize, all: u64) -> u64 {
     (batch as u64).div_ceil(all.max(1)) + 1
 }
 
-/// The longest `sequences` of a split.
-fn of_sequences(split: &SplitManifest, data: &Manifest, sequences: usize) -> Dims {
-    let times = repeats(sequences, split.sequences);
+/// The longest `sequences` of a split, each of which can be there so many `times`.
+fn of_sequences(split: &SplitManifest, data: &Manifest, sequences: usize, times: u64) -> Dims {
     let (mut left, mut tokens, mut masked) = (sequences, 0, 0);
     let mut take = |count: usize, length: usize| {
         let length = length.min(split.longest);
@@ -90,15 +95,10 @@ fn of_sequences(split: &SplitManifest, data: &Manifest, sequences: usize) -> Dim
     Dims { tokens, rows: (masked + sequences).min(tokens), masked, sequences }
 }
 
-/// As many sequences of the shortest as `tokens` hold.
+/// A budget of tokens.
 fn of_tokens(split: &SplitManifest, data: &Manifest, tokens: usize) -> Dims {
-    let times = repeats(tokens, split.tokens);
-    let (mut left, mut sequences) = (tokens, 0);
-    for (bin, &count) in split.lengths.counts.iter().enumerate() {
-        let shortest = bin * split.lengths.width + 1;
-        let count = (left / shortest).min((count * times) as usize);
-        (left, sequences) = (left - count * shortest, sequences + count);
-    }
+    let mean = split.tokens as f64 / split.sequences.max(1) as f64;
+    let sequences = ((2.0 * tokens as f64 / mean.max(1.0)) as usize + SOME).min(tokens);
     let options = &data.options;
     let most = (sequences * options.max_predictions).min(tokens);
     let masked = match data.source {

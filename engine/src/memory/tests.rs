@@ -115,8 +115,10 @@ fn the_largest_batch_is_a_share_of_the_longest_sequences() {
     assert_eq!(largest(&config, &data, 4, 32)[0].sequences, 1);
 
     (config.train.batch_sequences, config.train.batch_tokens, config.train.accumulation) = (0, 100, 1);
+    // the mean length is 16
     let [train, _] = largest(&config, &data, 1, 32);
-    assert_eq!((train.tokens, train.masked), (100, 65));
+    assert_eq!((train.tokens, train.sequences, train.rows), (100, 12 + 32, 40 + 44));
+    assert_eq!(train.masked, 40, "0.15 * 100 and 0.55 of each sequence, rounded up");
     config.train.accumulation = 4;
     assert_eq!(largest(&config, &data, 1, 32)[0].tokens, 25 + 41);
 }
