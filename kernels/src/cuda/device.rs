@@ -80,7 +80,8 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub fn driver_version() -> Result<i32> {
     // SAFETY: only looks for the library
     if !unsafe { sys::is_culib_present() } {
-        let what = "no NVIDIA driver (libcuda.so.1) was found; install version 580 or newer, or use --device cpu";
+        let what =
+            "no NVIDIA driver (libcuda.so.1) was found; install version 580 or newer, or use --device cpu";
         return Err(Error::Device(what.into()));
     }
     let mut version = 0;
@@ -387,7 +388,9 @@ impl Device {
         let mut takes = Vec::new();
         let (mut offset, mut size) = (0, 0);
         // SAFETY: a function of this device's modules; beyond the last parameter the driver says so
-        while unsafe { sys::cuFuncGetParamInfo(function, takes.len(), &mut offset, &mut size) }.result().is_ok()
+        while unsafe { sys::cuFuncGetParamInfo(function, takes.len(), &mut offset, &mut size) }
+            .result()
+            .is_ok()
         {
             takes.push(size);
         }
@@ -399,7 +402,13 @@ impl Device {
         Ok(function)
     }
 
-    /// Queues a kernel.
+    /// The GPU's own number, the same in every process.
+    pub(super) fn uuid(&self) -> Result<[u8; 16]> {
+        let uuid = driver::device::get_uuid(self.raw).doing("cannot read the GPU's number")?;
+        Ok(uuid.bytes.map(|byte| byte as u8))
+    }
+
+    /// Queues a kernel, in the order of the ops or `beside` them on another stream.
     ///
     /// # Safety
     /// `params` point to values of the types of the kernel's parameters, of these `sizes`; their pointers hold for what it
@@ -408,6 +417,7 @@ impl Device {
         &self,
         kernel: &'static str,
         grid: Grid,
+        beside: Option<sys::CUstream>,
         params: &mut [*mut c_void],
         sizes: &[usize],
     ) -> Result<()> {
@@ -416,11 +426,15 @@ impl Device {
         self.bind()?;
         let dims = |[x, y, z]: [u32; 3]| (x, y, z);
         let (grid, block) = (dims(blocks), dims(threads));
-        self.queue(kernel, || {
+        let mut launch = |stream| {
             // SAFETY: the caller's
-            unsafe { driver::launch_kernel(function, grid, block, shared, self.compute, params) }
+            unsafe { driver::launch_kernel(function, grid, block, shared, stream, params) }
                 .doing(&format!("cannot launch {kernel} with {blocks:?} blocks of {threads:?} threads"))
-        })
+        };
+        match beside {
+            Some(stream) => launch(stream),
+            None => self.queue(kernel, || launch(self.compute)),
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use super::{Cuda, Element};
 use crate::Result;
 use crate::backend::Dropout;
 use crate::error::check_len;
+use cudarc::driver::sys::CUstream;
 use std::ffi::c_void;
 
 /// Most bytes of a kernel's arguments here.
@@ -113,7 +114,35 @@ impl<'d> Launch<'d> {
     /// # Safety
     /// The arguments are those of the kernel's signature, in order, and point to memory of the lengths that it reads and
     /// writes with the other arguments.
-    pub unsafe fn run(mut self, grid: [usize; 3], block: [usize; 3], shared: usize) -> Result<()> {
+    pub unsafe fn run(self, grid: [usize; 3], block: [usize; 3], shared: usize) -> Result<()> {
+        // SAFETY: the caller's
+        unsafe { self.launch(None, grid, block, shared) }
+    }
+
+    /// Queues it on another stream than that of the ops, against which it is ordered by hand; nothing for an empty grid.
+    ///
+    /// # Safety
+    /// As of [`Self::run`].
+    pub unsafe fn run_on(
+        self,
+        stream: CUstream,
+        grid: [usize; 3],
+        block: [usize; 3],
+        shared: usize,
+    ) -> Result<()> {
+        // SAFETY: the caller's
+        unsafe { self.launch(Some(stream), grid, block, shared) }
+    }
+
+    /// # Safety
+    /// As of [`Self::run`].
+    unsafe fn launch(
+        mut self,
+        beside: Option<CUstream>,
+        grid: [usize; 3],
+        block: [usize; 3],
+        shared: usize,
+    ) -> Result<()> {
         if grid.contains(&0) {
             return Ok(());
         }
@@ -124,7 +153,10 @@ impl<'d> Launch<'d> {
         let dims = |d: [usize; 3]| d.map(|n| n as u32);
         let grid = Grid { blocks: dims(grid), threads: dims(block), shared: shared as u32 };
         // SAFETY: the caller's
-        unsafe { self.device.launch(self.kernel, grid, &mut params[..self.args], &self.sizes[..self.args]) }
+        unsafe {
+            let (params, sizes) = (&mut params[..self.args], &self.sizes[..self.args]);
+            self.device.launch(self.kernel, grid, beside, params, sizes)
+        }
     }
 }
 

@@ -17,6 +17,7 @@ mod launch;
 mod layernorm;
 mod linear;
 mod memory;
+pub mod nccl;
 mod optim;
 mod pinned;
 mod rows;
@@ -26,6 +27,7 @@ mod transfer;
 pub use device::{Device, OLDEST, OLDEST_DRIVER, count, driver_version};
 pub use images::{ARCHS, COMPILER, IMAGES, Image, Resources, resources};
 pub use memory::{Memory, View, ViewMut};
+pub use nccl::Nccl;
 pub use timing::KernelTime;
 pub use transfer::{Mark, Pending};
 
@@ -206,12 +208,7 @@ impl<E: Element> Backend for Cuda<E> {
     fn wait(&self, mark: &Mark) -> Result<()> {
         self.transfer.wait(mark)
     }
-    fn upload_beside(
-        &self,
-        dst: ViewMut<'_, u32>,
-        src: &[u32],
-        after: &Mark,
-    ) -> Result<Mark> {
+    fn upload_beside(&self, dst: ViewMut<'_, u32>, src: &[u32], after: &Mark) -> Result<Mark> {
         self.transfer.upload_beside(dst, src, after)
     }
     fn read_later(&self, parts: &[View<'_, f32>]) -> Result<Pending> {

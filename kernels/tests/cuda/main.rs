@@ -6,5 +6,6 @@
 
 mod check;
 mod linear;
+mod nccl;
 mod resources;
 mod transfer;
