@@ -208,7 +208,12 @@ impl<E: Element> Backend for Cuda<E> {
     fn wait(&self, mark: &Mark) -> Result<()> {
         self.transfer.wait(mark)
     }
-    fn upload_beside(&self, dst: ViewMut<'_, u32>, src: &[u32], after: &Mark) -> Result<Mark> {
+    fn upload_beside(
+        &self,
+        dst: ViewMut<'_, u32>,
+        src: &[u32],
+        after: &Mark,
+    ) -> Result<Mark> {
         self.transfer.upload_beside(dst, src, after)
     }
     fn read_later(&self, parts: &[View<'_, f32>]) -> Result<Pending> {
