@@ -4,9 +4,9 @@
 //! This is a binary of its own because the count is the whole process's.
 
 use engine::activations::Dims;
-use engine::config::{ModelConfig, OptimizerConfig, Preset};
+use engine::config::{ModelConfig, OptimizerConfig, Preset, Recompute};
 use engine::data::{Batch, Sequence};
-use engine::memory::MemoryPlan;
+use engine::memory::{Kind, MemoryPlan};
 use engine::model::{Bert, Gradients, LossScale};
 use engine::optim::Optimizer;
 use kernels::collective::Solo;
@@ -68,8 +68,8 @@ struct Trained {
 }
 
 impl Trained {
-    fn new(config: &ModelConfig) -> Self {
-        let mut bert = Bert::new(Cpu::<f32>::new(), config).unwrap();
+    fn new(config: &ModelConfig, recompute: Recompute) -> Self {
+        let mut bert = Bert::recomputing(Cpu::<f32>::new(), config, recompute).unwrap();
         bert.init(1).unwrap();
         let grads = bert.gradients().unwrap();
         let optimizer = Optimizer::new(bert.backend(), bert.table(), &OptimizerConfig::default()).unwrap();
@@ -95,17 +95,29 @@ fn batch(lengths: &[u32]) -> Batch {
 #[test]
 fn a_step_takes_what_is_reckoned_and_once_warm_allocates_nothing() {
     let config = ModelConfig { vocab_size: 1000, layers: 3, ..Preset::Tiny.model() };
-    let before = LIVE.load(Ordering::Relaxed);
-    let mut model = Trained::new(&config);
     let large = batch(&[128, 70, 3].repeat(16));
-    model.step(&large, 1);
-    let live = (LIVE.load(Ordering::Relaxed) - before) as f64;
-    let plan = MemoryPlan::new(&config, model.bert.table(), Dims::of(&large).into(), 1, 4, 4);
-    // and the ops' own buffers of fixed size, about 7 MB
-    let planned = plan.state + plan.activations;
-    assert!((1.0..1.1).contains(&(live / planned)), "{live} bytes taken, {planned} reckoned");
+    let live = || LIVE.load(Ordering::Relaxed) as f64;
+    for recompute in [Recompute::None, Recompute::Layer] {
+        let before = live();
+        let mut model = Trained::new(&config, recompute);
+        model.step(&large, 1);
+        let taken = live() - before;
+        let kind = Kind { host: false, ..Kind::of::<Cpu<f32>>(recompute) };
+        let plan = MemoryPlan::new(&config, model.bert.table(), Dims::of(&large).into(), 1, kind);
+        // and the ops' own buffers of fixed size, about 7 MB
+        let planned = plan.total() - plan.ops;
+        assert!((1.0..1.12).contains(&(taken / planned)), "{taken} bytes taken, {planned} reckoned");
 
-    let mut model = Trained::new(&config);
+        // What is reserved is all that a larger batch takes, but for the ops' own buffers.
+        let mut model = Trained::new(&config, recompute);
+        model.bert.reserve(&mut model.grads, [Dims::of(&large), Dims::default()]).unwrap();
+        let before = live();
+        model.step(&batch(&[7, 3]), 1);
+        model.step(&large, 2);
+        assert!(live() - before < 0.12 * planned, "{} bytes beside what was reserved", live() - before);
+    }
+
+    let mut model = Trained::new(&config, Recompute::None);
     let batches = [&[128, 70, 3][..], &[100, 100], &[128, 128, 128, 1]].map(batch);
     (1..7).for_each(|i| model.step(&batches[i % 3], i as u64));
     BYTES.store(0, Ordering::Relaxed);

@@ -1,11 +1,11 @@
-//! What a pass keeps on the device: the batch, the activations that backward reads, and backward's scratch.
+//! What a pass keeps on the device: the activations that backward reads, and backward's scratch.
 //!
 //! Every buffer is allocated for the largest batch seen so far and reused; once warm, a step allocates nothing.
 
-use crate::config::ModelConfig;
-use crate::data::{Batch, GroupedRows};
+use crate::config::{ModelConfig, Recompute};
+use crate::data::Batch;
 use kernels::Result;
-use kernels::backend::{Backend, Groups};
+use kernels::backend::Backend;
 
 /// Sizes of one batch; of the buffers, the largest of each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -50,126 +50,28 @@ impl Dims {
     }
 }
 
-/// Indices on the device; the first `len` elements are valid.
-pub struct Index<B: Backend> {
-    mem: B::Mem<u32>,
-    len: usize,
-}
-
-impl<B: Backend> Index<B> {
-    fn new(backend: &B) -> Result<Self> {
-        Ok(Self { mem: backend.zeros("batch indices", 0)?, len: 0 })
-    }
-
-    fn set(&mut self, backend: &B, values: &[u32]) -> Result<()> {
-        if B::len(&self.mem) < values.len() {
-            self.mem = backend.zeros("batch indices", values.len().next_power_of_two())?;
+impl Recompute {
+    /// Sets of activations for so many layers.
+    pub fn sets(self, layers: usize) -> usize {
+        match self {
+            Self::None => layers,
+            Self::Layer => layers.min(2),
         }
-        self.len = values.len();
-        backend.upload(B::at_mut(&mut self.mem, 0..values.len()), values)
     }
 
-    /// The valid part.
-    pub fn view(&self) -> B::Ref<'_, u32> {
-        B::at(&self.mem, 0..self.len)
-    }
-}
-
-/// [`GroupedRows`] on the device.
-pub struct DeviceGroups<B: Backend> {
-    ids: Index<B>,
-    starts: Index<B>,
-    rows: Index<B>,
-}
-
-impl<B: Backend> DeviceGroups<B> {
-    fn new(backend: &B) -> Result<Self> {
-        Ok(Self { ids: Index::new(backend)?, starts: Index::new(backend)?, rows: Index::new(backend)? })
-    }
-
-    fn set(&mut self, backend: &B, groups: &GroupedRows) -> Result<()> {
-        self.ids.set(backend, &groups.ids)?;
-        self.starts.set(backend, &groups.starts)?;
-        self.rows.set(backend, &groups.rows)
-    }
-
-    /// As the ops take it.
-    pub fn view(&self) -> Groups<'_, B> {
-        Groups { ids: self.ids.view(), starts: self.starts.view(), rows: self.rows.view() }
-    }
-}
-
-/// [`Batch`] on the device, field by field.
-#[allow(missing_docs)]
-pub struct DeviceBatch<B: Backend> {
-    pub dims: Dims,
-    pub max_length: usize,
-    pub tokens: Index<B>,
-    pub types: Index<B>,
-    pub positions: Index<B>,
-    pub row_keys: Index<B>,
-    pub cu_seqlens: Index<B>,
-    pub rows: Index<B>,
-    pub rows_keys: Index<B>,
-    pub cu_rows: Index<B>,
-    pub mlm_rows: Index<B>,
-    pub mlm_labels: Index<B>,
-    pub first_rows: Index<B>,
-    pub nsp_labels: Index<B>,
-    pub by_token: DeviceGroups<B>,
-    pub by_position: DeviceGroups<B>,
-    /// Whether the batch has next-sentence labels.
-    pub nsp: bool,
-}
-
-impl<B: Backend> DeviceBatch<B> {
-    /// Empty.
-    pub fn new(backend: &B) -> Result<Self> {
-        let index = || Index::new(backend);
-        Ok(Self {
-            dims: Dims::default(),
-            max_length: 0,
-            tokens: index()?,
-            types: index()?,
-            positions: index()?,
-            row_keys: index()?,
-            cu_seqlens: index()?,
-            rows: index()?,
-            rows_keys: index()?,
-            cu_rows: index()?,
-            mlm_rows: index()?,
-            mlm_labels: index()?,
-            first_rows: index()?,
-            nsp_labels: index()?,
-            by_token: DeviceGroups::new(backend)?,
-            by_position: DeviceGroups::new(backend)?,
-            nsp: false,
-        })
-    }
-
-    /// Copies a batch to the device.
-    pub fn upload(&mut self, backend: &B, batch: &Batch) -> Result<()> {
-        self.dims = Dims::of(batch);
-        self.max_length = batch.max_length;
-        self.nsp = !batch.nsp_labels.is_empty();
-        for (index, values) in [
-            (&mut self.tokens, &batch.tokens),
-            (&mut self.types, &batch.types),
-            (&mut self.positions, &batch.positions),
-            (&mut self.row_keys, &batch.row_keys),
-            (&mut self.cu_seqlens, &batch.cu_seqlens),
-            (&mut self.rows, &batch.rows),
-            (&mut self.rows_keys, &batch.rows_keys),
-            (&mut self.cu_rows, &batch.cu_rows),
-            (&mut self.mlm_rows, &batch.mlm_rows),
-            (&mut self.mlm_labels, &batch.mlm_labels),
-            (&mut self.first_rows, &batch.first_rows),
-            (&mut self.nsp_labels, &batch.nsp_labels),
-        ] {
-            index.set(backend, values)?;
+    /// The set of layer `index`.
+    pub fn set_of(self, index: usize, layers: usize) -> usize {
+        match self {
+            Self::None => index,
+            Self::Layer if index + 1 == layers => self.sets(layers) - 1,
+            Self::Layer => 0,
         }
-        self.by_token.set(backend, &batch.by_token)?;
-        self.by_position.set(backend, &batch.by_position)
+    }
+
+    /// Whether the activations of layer `index` are gone when backward comes to it. The last layer's are its own, and those
+    /// of the one before it are the newest of the set that the others share.
+    pub fn is_gone(self, index: usize, layers: usize) -> bool {
+        self == Self::Layer && index + 2 < layers
     }
 }
 
@@ -179,13 +81,15 @@ pub struct Activations<B: Backend> {
     pub capacity: Dims,
     /// Of the embeddings.
     pub embedding: EmbeddingActs<B>,
-    /// Of each layer.
+    /// Output of the embeddings and of each layer: [T, H], of the last layer [R, H].
+    pub hidden: Vec<B::Mem<B::Elem>>,
+    /// Of each layer; where layers are recomputed, of all but the last in turn, and of the last.
     pub layers: Vec<LayerActs<B>>,
     /// Of the heads.
     pub heads: HeadActs<B>,
 }
 
-/// Output of the embeddings.
+/// What the embeddings keep besides their output.
 pub struct EmbeddingActs<B: Backend> {
     /// [T, H] the sum before the layernorm
     pub z: B::Mem<B::Elem>,
@@ -193,8 +97,6 @@ pub struct EmbeddingActs<B: Backend> {
     pub mean: B::Mem<B::Acc>,
     /// [T]
     pub rstd: B::Mem<B::Acc>,
-    /// [T, H] output
-    pub y: B::Mem<B::Elem>,
 }
 
 /// Queries, keys and values of a layer: of all tokens, or in the last layer of the rows that are read.
@@ -212,7 +114,7 @@ pub enum QkvActs<B: Backend> {
     },
 }
 
-/// What one layer keeps; N is T, and R in the last layer.
+/// What one layer keeps besides its output; N is T, and R in the last layer.
 pub struct LayerActs<B: Backend> {
     /// Queries, keys, values.
     pub qkv: QkvActs<B>,
@@ -222,15 +124,17 @@ pub struct LayerActs<B: Backend> {
     pub context: B::Mem<B::Elem>,
     /// Layernorm after attention.
     pub attention_norm: NormActs<B>,
+    /// [N, H] that layernorm's output
+    pub attended: B::Mem<B::Elem>,
     /// [N, F] before GELU
     pub inner: B::Mem<B::Elem>,
     /// [N, F] after GELU
     pub gelu: B::Mem<B::Elem>,
-    /// Layernorm after the feed-forward part; its `y` is the layer's output.
+    /// Layernorm after the feed-forward part, which makes the layer's output.
     pub output_norm: NormActs<B>,
 }
 
-/// What one layernorm keeps.
+/// What one layernorm keeps besides its output.
 pub struct NormActs<B: Backend> {
     /// [N, H] the sum before the layernorm
     pub z: B::Mem<B::Elem>,
@@ -238,8 +142,6 @@ pub struct NormActs<B: Backend> {
     pub mean: B::Mem<B::Acc>,
     /// [N]
     pub rstd: B::Mem<B::Acc>,
-    /// [N, H] output
-    pub y: B::Mem<B::Elem>,
 }
 
 /// What the heads keep.
@@ -250,6 +152,8 @@ pub struct HeadActs<B: Backend> {
     pub transform: B::Mem<B::Elem>,
     /// Layernorm of the transform.
     pub norm: NormActs<B>,
+    /// [M, H] that layernorm's output
+    pub normed: B::Mem<B::Elem>,
     /// [M, padded vocabulary] logits, then their gradient
     pub logits: B::Mem<B::Elem>,
     /// [B, H] hidden states of the first tokens
@@ -265,7 +169,6 @@ fn norm_acts<B: Backend>(backend: &B, rows: usize, hidden: usize) -> Result<Norm
         z: backend.zeros("layernorm input", rows * hidden)?,
         mean: backend.zeros("layernorm mean", rows)?,
         rstd: backend.zeros("layernorm rstd", rows)?,
-        y: backend.zeros("layernorm output", rows * hidden)?,
     })
 }
 
@@ -285,6 +188,7 @@ fn layer_acts<B: Backend>(backend: &B, m: &ModelConfig, dims: &Dims, last: bool)
         lse: backend.zeros("lse", m.heads * rows)?,
         context: backend.zeros("attention context", rows * h)?,
         attention_norm: norm_acts(backend, rows, h)?,
+        attended: backend.zeros("attention output", rows * h)?,
         inner: backend.zeros("feed-forward inner", rows * m.intermediate)?,
         gelu: backend.zeros("gelu", rows * m.intermediate)?,
         output_norm: norm_acts(backend, rows, h)?,
@@ -293,24 +197,34 @@ fn layer_acts<B: Backend>(backend: &B, m: &ModelConfig, dims: &Dims, last: bool)
 
 impl<B: Backend> Activations<B> {
     /// Allocates for batches up to `capacity`.
-    pub fn new(backend: &B, m: &ModelConfig, padded_vocab: usize, capacity: Dims) -> Result<Self> {
+    pub fn new(
+        backend: &B,
+        m: &ModelConfig,
+        padded_vocab: usize,
+        recompute: Recompute,
+        capacity: Dims,
+    ) -> Result<Self> {
         let h = m.hidden;
-        let Dims { tokens, masked, sequences, .. } = capacity;
+        let Dims { tokens, rows, masked, sequences } = capacity;
+        let layers = recompute.sets(m.layers);
         Ok(Self {
             capacity,
             embedding: EmbeddingActs {
                 z: backend.zeros("embedding sum", tokens * h)?,
                 mean: backend.zeros("embedding mean", tokens)?,
                 rstd: backend.zeros("embedding rstd", tokens)?,
-                y: backend.zeros("embedding output", tokens * h)?,
             },
-            layers: (0..m.layers)
-                .map(|i| layer_acts(backend, m, &capacity, i + 1 == m.layers))
+            hidden: (0..=m.layers)
+                .map(|i| backend.zeros("hidden states", if i == m.layers { rows } else { tokens } * h))
+                .collect::<Result<_>>()?,
+            layers: (0..layers)
+                .map(|i| layer_acts(backend, m, &capacity, i + 1 == layers))
                 .collect::<Result<_>>()?,
             heads: HeadActs {
                 masked: backend.zeros("masked rows", masked * h)?,
                 transform: backend.zeros("MLM transform", masked * h)?,
                 norm: norm_acts(backend, masked, h)?,
+                normed: backend.zeros("MLM layernorm output", masked * h)?,
                 logits: backend.zeros("MLM logits", masked * padded_vocab)?,
                 first: backend.zeros("first rows", sequences * h)?,
                 pooled: backend.zeros("pooled", sequences * h)?,

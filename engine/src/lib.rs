@@ -1,9 +1,11 @@
 //! BERT and its training, generic over a [`kernels::Backend`].
 
 pub mod activations;
+pub mod bench;
 pub mod checkpoint;
 pub mod config;
 pub mod data;
+pub mod device_batch;
 pub mod dist;
 pub mod error;
 mod lock;

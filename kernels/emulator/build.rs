@@ -17,12 +17,13 @@ fn main() {
     let here = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("set by cargo"));
     let cu = here.parent().expect("the crate lies in kernels/").join("cu");
-    for watched in [&cu, &here.join("include"), &here.join("driver"), &here.join("cublaslt"), &here.join("nccl"), &here.join("tests")] {
+    for watched in ["include", "driver", "cublaslt", "nccl", "tests"].map(|f| here.join(f)).iter().chain([&cu]) {
         println!("cargo:rerun-if-changed={}", watched.display());
     }
     println!("cargo:rerun-if-changed=build.rs");
 
-    let build = Build { compiler: compiler(), include: vec![here.join("include"), here.join("driver"), cu.clone()] };
+    let build =
+        Build { compiler: compiler(), include: vec![here.join("include"), here.join("driver"), cu.clone()] };
     let jobs = [
         ("cu", sources(&cu, "cu"), true),
         ("tests", sources(&here.join("tests"), "cu"), true),
@@ -30,14 +31,19 @@ fn main() {
         ("cublaslt", sources(&here.join("cublaslt"), "cpp"), false),
         ("nccl", sources(&here.join("nccl"), "cpp"), false),
     ];
-    let objects: Vec<(&str, Vec<PathBuf>)> =
-        jobs.iter().map(|(group, files, _)| (*group, files.iter().map(|f| object_of(&out, group, f)).collect())).collect();
+    let objects: Vec<(&str, Vec<PathBuf>)> = jobs
+        .iter()
+        .map(|(group, files, _)| (*group, files.iter().map(|f| object_of(&out, group, f)).collect()))
+        .collect();
     let work = jobs.iter().flat_map(|(group, files, kernel)| files.iter().map(move |f| (*group, f, *kernel)));
-    build.compile_all(work.map(|(group, f, kernel)| (f.clone(), object_of(&out, group, f), kernel)).collect());
+    build
+        .compile_all(work.map(|(group, f, kernel)| (f.clone(), object_of(&out, group, f), kernel)).collect());
 
     let libraries = out.join("libraries");
     fs::create_dir_all(&libraries).expect("the output folder is writable");
-    let of = |group: &str| objects.iter().find(|(g, _)| *g == group).map(|(_, o)| o.as_slice()).unwrap_or_default();
+    let of = |group: &str| {
+        objects.iter().find(|(g, _)| *g == group).map(|(_, o)| o.as_slice()).unwrap_or_default()
+    };
     let driver: Vec<PathBuf> = of("driver").iter().chain(of("cu")).cloned().collect();
     build.link(&libraries, "libcuda.so.1", &driver, &[]);
     build.link(&libraries, "libcuda.so", &[], &["libcuda.so.1"]);
@@ -92,7 +98,10 @@ impl Build {
 
     fn link(&self, folder: &Path, name: &str, objects: &[PathBuf], needs: &[&str]) {
         let mut command = self.compiler.to_command();
-        command.arg("-shared").arg(format!("-Wl,-soname,{name}")).args(["-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed"]);
+        command
+            .arg("-shared")
+            .arg(format!("-Wl,-soname,{name}"))
+            .args(["-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed"]);
         command.arg("-o").arg(folder.join(name)).args(objects).args(needs.iter().map(|n| folder.join(n)));
         run(command, &format!("linking {name}"));
     }
@@ -108,7 +117,9 @@ fn compiler() -> cc::Tool {
         build.flag_if_supported("-mavx2").flag_if_supported("-mfma");
     }
     let _ = native;
-    build.try_get_compiler().unwrap_or_else(|error| panic!("the emulator of the GPU kernels needs a C++ compiler: {error}"))
+    build
+        .try_get_compiler()
+        .unwrap_or_else(|error| panic!("the emulator of the GPU kernels needs a C++ compiler: {error}"))
 }
 
 fn object_of(out: &Path, group: &str, source: &Path) -> PathBuf {
@@ -127,7 +138,9 @@ fn sources(folder: &Path, extension: &str) -> Vec<PathBuf> {
 /// Whether the object is newer than every file that the compiler's list of dependencies (`-MMD`) names.
 fn up_to_date(object: &Path) -> bool {
     let time = |p: &Path| fs::metadata(p).and_then(|m| m.modified()).ok();
-    let (Some(made), Ok(list)) = (time(object), fs::read_to_string(object.with_extension("d"))) else { return false };
+    let (Some(made), Ok(list)) = (time(object), fs::read_to_string(object.with_extension("d"))) else {
+        return false;
+    };
     let list = list.replace("\\\n", " ");
     let Some((_, files)) = list.split_once(": ") else { return false };
     let newer = |file: &str| time(Path::new(file)).is_none_or(|t: SystemTime| t > made);

@@ -489,6 +489,9 @@ pub struct OptimizerHyper {
 
 /// A device's memory and its ops.
 pub trait Backend: Sized + Send + Sync + 'static {
+    /// Whether the device is the host itself: its memory is the host's, and ops are done when they return. Elsewhere they
+    /// are queued.
+    const HOST: bool;
     /// Weights, activations and activation gradients.
     type Elem: bytemuck::Pod + Send + Sync;
     /// Statistics, losses, gradients of parameters, moments and master weights.
@@ -599,6 +602,11 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn square_sums(&self, sums: Self::Mut<'_, f64>, x: Accs<'_, Self>) -> Result<()>;
     /// `norm` \[1\] = square root of the sum of `sums`, added in order.
     fn root_of_sum(&self, norm: AccsMut<'_, Self>, sums: Self::Ref<'_, f64>) -> Result<()>;
+    /// `place` \[2\] = where the first element of `x` is that is not finite: the number of its [`STRETCH`], and its number in
+    /// there; twice -1 if there is none. `x` is read only where `norm` \[1\], of `x` or of a sum that it is part of, is not
+    /// finite.
+    fn find_nonfinite(&self, place: AccsMut<'_, Self>, x: Accs<'_, Self>, norm: Accs<'_, Self>)
+    -> Result<()>;
     /// `x *= min(1, max_norm / norm)` with `norm` \[1\]; nothing where the norm is not finite.
     fn clip(&self, x: AccsMut<'_, Self>, norm: Accs<'_, Self>, max_norm: f64) -> Result<()>;
     /// One step of AdamW (Loshchilov and Hutter, 2019): `w -= lr wd w`, then `w -= lr mh / (sqrt(vh) + eps)`.

@@ -1,4 +1,6 @@
-//! What can go wrong in an op.
+//! What can go wrong in an op, and the checks that all devices share.
+
+use std::ops::Range;
 
 /// Failure of an op or of a device.
 #[derive(Debug, thiserror::Error)]
@@ -72,4 +74,29 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Checks a buffer's length against the op's sizes.
 pub(crate) fn check_len(op: &'static str, arg: &'static str, got: usize, want: usize) -> Result<()> {
     if got == want { Ok(()) } else { Err(Error::Length { op, arg, got, want }) }
+}
+
+/// Checks a range of the flat table of gradients.
+pub(crate) fn check_range(
+    op: &'static str,
+    arg: &'static str,
+    table: usize,
+    range: &Range<usize>,
+    want: usize,
+) -> Result<()> {
+    check_len(op, arg, range.len(), want)?;
+    if range.end > table {
+        let what = format!("`{arg}` ends at {} in a table of {table} elements", range.end);
+        return Err(Error::Unsupported { op, what });
+    }
+    Ok(())
+}
+
+/// Number of rows in a table, whose length must be a whole number of rows.
+pub(crate) fn check_table(op: &'static str, arg: &'static str, len: usize, cols: usize) -> Result<usize> {
+    if cols == 0 {
+        return Err(Error::Unsupported { op, what: format!("rows of `{arg}` have 0 columns") });
+    }
+    check_len(op, arg, len, len / cols * cols)?;
+    Ok(len / cols)
 }

@@ -45,6 +45,8 @@ pub enum Command {
     Verify(VerifyArgs),
     Mlperf(MlperfArgs),
     Plan(Box<PlanArgs>),
+    Bench(BenchArgs),
+    Doctor(DoctorArgs),
 }
 
 /// Options of training.
@@ -330,6 +332,59 @@ pub struct VerifyArgs {
     /// In which precision to compute
     #[arg(long, value_enum, default_value_t = Precision::F64)]
     pub precision: Precision,
+}
+
+/// Times whole training steps, on made-up tokens, without loading data
+///
+/// Forward, backward, clipping and the optimizer, back to back; the median of the second half counts, when the clocks of a
+/// GPU at full load have settled. The count of model FLOPs is that of the products of forward and backward.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  launcher bench --config configs/bert-large.toml --device cuda --batch 32
+  launcher bench --config configs/bert-large.toml --device cuda --batch 128 --lengths mlperf --profile")]
+pub struct BenchArgs {
+    /// Configuration file in TOML: model, optimizer, precision [default: none, every key has its default]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where to compute [key: train.device, default: auto]
+    #[arg(long, value_enum)]
+    pub device: Option<Device>,
+    /// Sequences of a step [default: train.batch_sequences / train.accumulation]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch: Option<u32>,
+    /// Tokens of a step instead: as many sequences as fit [default: --batch counts]
+    #[arg(long, value_name = "N", conflicts_with = "batch", value_parser = clap::value_parser!(u32).range(1..))]
+    pub tokens: Option<u32>,
+    /// Lengths of the sequences: `full`, `mlperf` (the benchmark's mix), or a file with one length in a line, taken in turn
+    #[arg(long, value_name = "full|mlperf|FILE", default_value = "full")]
+    pub lengths: PathBuf,
+    /// Steps to time [default: as many as --seconds]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub steps: Option<u32>,
+    /// Time to run for, if --steps does not say
+    #[arg(long, value_name = "S", default_value_t = 12.0)]
+    pub seconds: f64,
+    /// Time every kernel too: a table by kernel, from a few steps of their own (GPUs only) [default: off]
+    #[arg(long)]
+    pub profile: bool,
+    /// Print one JSON object instead of the table [default: off]
+    #[arg(long)]
+    pub json: bool,
+    /// Set any configuration key, as in model.preset=base; may be repeated [default: none]
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// Tells what this machine and this build have for training, and what to do about what is missing
+///
+/// GPUs and their driver, CUDA's libraries, the kernels in this binary, MPI. The exit code is 1 where --device cuda would
+/// be refused and the machine has an NVIDIA GPU.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// List every kernel's registers, shared memory and spills too [default: off]
+    #[arg(long)]
+    pub kernels: bool,
 }
 
 /// Turns a TensorFlow checkpoint of a BERT into a Hugging Face folder

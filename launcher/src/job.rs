@@ -1,41 +1,67 @@
 //! Training as one process or as one of several.
 
+use crate::args::PlaceArgs;
+use crate::device::{self, Work};
 use crate::ranks::{self, Environment, Found, Role, Starter};
 use crate::spawn::{self, Crew};
 use crate::{exit, signals};
 use anyhow::{Context, bail};
 use engine::Error;
-use engine::config::Config;
+use engine::config::{self, Config};
 use engine::dist::{self, Control, Group};
+use kernels::Backend;
 use kernels::collective::tcp::Tcp;
 use kernels::collective::{HostCollective, Transport};
 use kernels::cpu::Cpu;
+use kernels::cuda::Device;
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// Calls `train` in the role that this process has: alone, as one of those that mpirun and the like have started, or in
-/// `processes` workers that are started here. An error of one of several ends all.
-pub fn run(
-    processes: Option<u32>,
-    config: &Config,
-    train: impl FnOnce(&mut Group<Cpu<f32>>) -> anyhow::Result<u8>,
-) -> anyhow::Result<u8> {
+/// What is done in every process of a job.
+pub trait Train {
+    /// Trains as one of a group; the answer is the exit code.
+    fn train<B: Backend<Acc = f32>>(self, backend: B, group: &mut Group<B>) -> anyhow::Result<u8>;
+}
+
+/// Training by this process alone.
+struct Alone<T>(T);
+
+impl<T: Train> Work for Alone<T> {
+    type Result = u8;
+    fn on<B: Backend<Acc = f32>>(self, backend: B, _: Option<Arc<Device>>) -> anyhow::Result<u8> {
+        self.0.train(backend, &mut Group::solo())
+    }
+}
+
+/// Trains in the role that this process has: alone, as one of those that mpirun and the like have started, or in
+/// workers that are started here. An error of one of several ends all.
+pub fn run(place: &PlaceArgs, config: &Config, train: impl Train) -> anyhow::Result<u8> {
     let get = |name: &str| match name {
         "PARENT" => Some(std::os::unix::process::parent_id().to_string()),
         _ => std::env::var(name).ok(),
     };
     let host = sysinfo::System::host_name().unwrap_or_else(|| "this machine".to_owned());
     let found = Environment(&get).find(&host)?;
-    match ranks::role(found, processes.map(|n| n as usize), "--processes")? {
-        Role::Alone => train(&mut Group::solo()),
+    let role = ranks::role(found, place.processes.map(|n| n as usize), "--processes")?;
+    let wanted = if place.gpus.is_some() { config::Device::Cuda } else { config.train.device };
+    if wanted == config::Device::Cuda && (place.gpus.is_some_and(|n| n > 1) || !matches!(role, Role::Alone)) {
+        bail!("{}", device::SEVERAL);
+    }
+    match role {
+        Role::Alone => {
+            let chosen = device::choose(wanted)?;
+            chosen.why.iter().for_each(|line| exit::say(line));
+            chosen.run(config, Alone(train))
+        }
         Role::Leave => Ok(exit::DONE),
         Role::Spawn { count, first, world, meet, token } => {
             spawn::run(&Crew { count, first, world, meet, token })
         }
         Role::Rank(found) => {
             let mut group = connect(&found, config)?;
-            let ended = train(&mut group);
+            let ended = device::on_cpu(config).and_then(|cpu| train.train(cpu, &mut group));
             if let Some(control) = &group.control {
                 match &ended {
                     Ok(_) => control.finish(),
@@ -51,7 +77,7 @@ pub fn run(
 }
 
 /// Starts this process's threads, and its watch for signals.
-pub fn start(group: &Group<Cpu<f32>>, config: &Config) -> anyhow::Result<()> {
+pub fn start<B: Backend>(group: &Group<B>, config: &Config) -> anyhow::Result<()> {
     let local_world = group.control.as_ref().map_or(1, Control::local_world);
     crate::start_threads(threads(config, local_world))?;
     signals::watch(group.is_first())?;

@@ -1,10 +1,12 @@
 //! The command line of the engine: training, and the subcommands prepare, import, inspect, eval, fill-mask, verify,
-//! mlperf and plan.
+//! mlperf, plan, bench and doctor.
 //!
 //! One file per subcommand. What a command is asked for goes to standard output; progress, messages and errors go
 //! to standard error.
 
 pub mod args;
+mod bench;
+mod device;
 mod eval;
 mod exit;
 mod fill_mask;
@@ -14,6 +16,7 @@ mod import_model;
 mod inspect;
 mod job;
 mod logging;
+mod memory_table;
 mod mlperf;
 mod model;
 mod plan;
@@ -29,9 +32,6 @@ use args::{Cli, Command};
 use clap::Parser;
 use std::io::{BufWriter, Write};
 use std::process::ExitCode;
-
-/// What a request for a GPU is answered with.
-const NO_GPU: &str = "this build has no GPU engine yet; use --device cpu";
 
 /// Parses the command line, runs it, and says how it ended.
 pub fn main() -> ExitCode {
@@ -62,6 +62,8 @@ fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<u8> {
         Some(Command::Verify(args)) => verify::run(args, out),
         Some(Command::Mlperf(args)) => mlperf::run(args, out),
         Some(Command::Plan(args)) => plan::run(args, out),
+        Some(Command::Bench(args)) => bench::run(args, out),
+        Some(Command::Doctor(_)) => anyhow::bail!("not yet"),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Progress on standard error: a bar where that is a terminal, otherwise plain lines.
 
 use crate::format::{count, duration, short};
-use crate::{exit, signals};
+use crate::{exit, memory_table, signals};
 use engine::data::prepare::{Phase, PrepareProgress};
 use engine::metrics::{EvalRecord, TrainRecord};
 use engine::trainer::{Observer, RunInfo, StepProgress};
@@ -182,6 +182,13 @@ impl Observer for TrainProgress {
             "{sequences} sequences ({tokens} tokens) to train on, {held_out} held out; unigram entropy {:.3} nats",
             info.unigram_entropy
         ));
+        for line in memory_table::lines(&info.memory) {
+            if info.on_host {
+                tracing::info!("{line}");
+            } else {
+                self.line(&line);
+            }
+        }
         let bar = Bar::new(info.steps, "steps");
         bar.advance(info.first_step);
         self.steps = Some(bar);

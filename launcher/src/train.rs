@@ -2,47 +2,49 @@
 
 use crate::args::TrainArgs;
 use crate::progress::TrainProgress;
-use crate::{NO_GPU, exit, job, signals};
+use crate::{exit, job, signals};
 use anyhow::bail;
-use engine::config::{self, Config};
+use engine::config::Config;
 use engine::dist::Group;
 use engine::trainer::{self, Ending, Options};
-use kernels::cpu::Cpu;
+use kernels::Backend;
 use std::io::Write;
 use std::path::Path;
 
 /// Trains, and prints the run's last line. The code is 128 + n where signal n ended it.
 pub fn run(args: &TrainArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     let config = configuration(args)?;
-    if args.place.gpus.is_some() || config.train.device == config::Device::Cuda {
-        bail!("{NO_GPU}");
-    }
-    job::run(args.place.processes, &config, |group| train(&config, args, group, out))
+    job::run(&args.place, &config, Training { config: &config, resume: args.resume, out })
 }
 
-fn train(
-    config: &Config,
-    args: &TrainArgs,
-    group: &mut Group<Cpu<f32>>,
-    out: &mut dyn Write,
-) -> anyhow::Result<u8> {
-    if group.is_first() {
-        warn_of_short_run(config);
+/// A run, in any process of it.
+struct Training<'a> {
+    config: &'a Config,
+    resume: bool,
+    out: &'a mut dyn Write,
+}
+
+impl job::Train for Training<'_> {
+    fn train<B: Backend<Acc = f32>>(self, backend: B, group: &mut Group<B>) -> anyhow::Result<u8> {
+        let Self { config, resume, out } = self;
+        if group.is_first() {
+            warn_of_short_run(config);
+        }
+        tracing::debug!("configuration {}:\n{}", config.hash(), config.to_toml()?);
+        job::start(group, config)?;
+        let options = Options { resume, stop: &signals::STOP, mlperf: None };
+        let mut progress = TrainProgress::new();
+        let outcome = trainer::train_in(group, backend, config, &options, &mut progress);
+        progress.finish();
+        let outcome = outcome?;
+        if group.is_first() {
+            writeln!(out, "{}", outcome.summary)?;
+        }
+        Ok(match outcome.ending {
+            Ending::Finished | Ending::TargetReached => exit::DONE,
+            Ending::Stopped(signal) => exit::by_signal(signal),
+        })
     }
-    tracing::debug!("configuration {}:\n{}", config.hash(), config.to_toml()?);
-    job::start(group, config)?;
-    let options = Options { resume: args.resume, stop: &signals::STOP, mlperf: None };
-    let mut progress = TrainProgress::new();
-    let outcome = trainer::train_in(group, Cpu::<f32>::new(), config, &options, &mut progress);
-    progress.finish();
-    let outcome = outcome?;
-    if group.is_first() {
-        writeln!(out, "{}", outcome.summary)?;
-    }
-    Ok(match outcome.ending {
-        Ending::Finished | Ending::TargetReached => exit::DONE,
-        Ending::Stopped(signal) => exit::by_signal(signal),
-    })
 }
 
 /// The file and `--set`, then the options that have a name of their own.

@@ -1,8 +1,13 @@
 //! Finite differences of the whole model with dropout on, and the switches that may not change a result.
 
 use super::model::{POSITIONS, bert, config, loss_and_gradient, sequences};
+use engine::config::{ModelConfig, OptimizerConfig, OptimizerKind, Recompute};
 use engine::data::Batch;
-use engine::model::LossScale;
+use engine::model::{Bert, LossScale};
+use engine::optim::Optimizer;
+use kernels::collective::Solo;
+use kernels::cpu::Cpu;
+use kernels::philox::step_key;
 
 const LENGTHS: [u32; 4] = [13, 24, 5, 1];
 
@@ -156,5 +161,38 @@ fn a_key_bias_has_no_gradient() {
     for tensor in &bert.table().tensors {
         let zero = gradient[tensor.range()].iter().all(|&g| g == 0.0);
         assert_eq!(zero, tensor.name.ends_with("attention.self.key.bias"), "{}", tensor.name);
+    }
+}
+
+/// Weights and the last loss after four steps of three micro-batches with dropout.
+fn trained(config: &ModelConfig, recompute: Recompute) -> (Vec<u32>, u64) {
+    let mut bert = Bert::recomputing(Cpu::<f32>::new(), config, recompute).unwrap();
+    bert.init(3).unwrap();
+    let mut grads = bert.gradients().unwrap();
+    let kind = OptimizerConfig { kind: OptimizerKind::Lamb, ..OptimizerConfig::default() };
+    let mut optimizer = Optimizer::new(bert.backend(), bert.table(), &kind).unwrap();
+    let (all, mut loss) = (sequences(&LENGTHS, 37), 0.0);
+    for step in 0..4 {
+        bert.clear_sums().unwrap();
+        grads.clear(bert.backend()).unwrap();
+        for range in [0..1, 1..3, 3..4] {
+            let batch = Batch::pack(&all[range.clone()], range.start as u32, POSITIONS);
+            bert.forward_backward(&mut grads, &batch, LossScale::new(10, 4), step_key(1, step)).unwrap();
+        }
+        loss = bert.sums().unwrap().mlm_loss;
+        let (backend, weights) = bert.weights_mut();
+        optimizer.update(backend, &mut Solo, weights, grads.params(), 0.01).unwrap();
+    }
+    (bert.weights().unwrap().iter().map(|w| w.to_bits()).collect(), loss.to_bits())
+}
+
+#[test]
+fn recomputing_layers_changes_no_bit() {
+    for layers in [1, 2, 3, 5] {
+        let config = ModelConfig { layers, ..config() };
+        let kept = trained(&config, Recompute::None);
+        assert!(kept == trained(&config, Recompute::Layer), "{layers} layers");
+        let undropped = ModelConfig { hidden_dropout: 0.0, attention_dropout: 0.0, ..config };
+        assert!(kept != trained(&undropped, Recompute::Layer), "dropout has no effect");
     }
 }

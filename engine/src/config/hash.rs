@@ -5,8 +5,8 @@ use super::Config;
 use sha2::{Digest, Sha256};
 
 /// Keys that define the result: model, data, optimizer and schedule as a whole, and these of `train`. Where a run
-/// lies, on what it runs and how often it logs, evaluates and saves change no weight. `on_nonfinite` decides whether a
-/// run goes on at all: one that stopped must be able to resume with `skip`.
+/// lies, on what it runs, what it recomputes and how often it logs, evaluates and saves change no weight. `on_nonfinite`
+/// decides whether a run goes on at all: one that stopped must be able to resume with `skip`.
 const SECTIONS: [&str; 3] = ["model", "optimizer", "schedule"];
 const TRAIN: [&str; 5] = ["seed", "steps", "batch_sequences", "batch_tokens", "accumulation"];
 

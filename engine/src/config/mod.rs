@@ -161,6 +161,10 @@ pub struct TrainConfig {
     pub run: PathBuf,
     /// `auto`, `cpu` or `cuda`.
     pub device: Device,
+    /// In which precision weights and activations are read and written: `auto` is bf16 on GPUs and f32 on CPUs.
+    pub precision: Precision,
+    /// Queue each step on the GPU as one graph. Changes no result.
+    pub graph: bool,
     /// Updates of the weights.
     pub steps: u64,
     /// Of initialization, order, masks and dropout.
@@ -187,6 +191,20 @@ pub struct TrainConfig {
     pub on_nonfinite: OnNonFinite,
     /// CPU threads; 0 for all cores.
     pub threads: usize,
+    /// Activations that are computed twice instead of kept: those of `none`, or of each `layer`. The results are the same
+    /// bits.
+    pub recompute: Recompute,
+}
+
+/// Which activations backward computes once more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// None: forward keeps all.
+    #[default]
+    None,
+    /// Those of each layer, of which forward keeps the input only.
+    Layer,
 }
 
 /// How several processes train one model. None of it changes what is computed, except that bf16 rounds and that clipping
@@ -247,6 +265,16 @@ pub enum Device {
     Auto,
     Cpu,
     Cuda,
+}
+
+/// The type of weights and activations; master weights, moments, sums and statistics are f32 in any case.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Precision {
+    Auto,
+    F32,
+    Bf16,
 }
 
 /// What a non-finite loss or gradient does.
@@ -421,6 +449,8 @@ impl Default for TrainConfig {
         Self {
             run: "runs/default".into(),
             device: Device::Auto,
+            precision: Precision::Auto,
+            graph: false,
             steps: 1000,
             seed: 1,
             batch_sequences: 32,
@@ -434,6 +464,7 @@ impl Default for TrainConfig {
             keep_checkpoints: 2,
             on_nonfinite: OnNonFinite::Stop,
             threads: 0,
+            recompute: Recompute::None,
         }
     }
 }

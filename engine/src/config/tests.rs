@@ -112,6 +112,7 @@ fn the_hash_is_over_what_defines_the_result() {
         (true, "train.run=elsewhere"),
         (true, "train.device=cpu"),
         (true, "train.threads=3"),
+        (true, "train.recompute=layer"),
         (true, "train.log_every=1"),
         (true, "train.checkpoint_every=7"),
         (true, "train.eval_every=7"),

@@ -9,6 +9,7 @@
 use super::{Gradients, LossScale, Pass};
 use crate::Result;
 use crate::activations::{BackwardScratch, HeadActs};
+use crate::device_batch::Part;
 use crate::table::Linear;
 use kernels::backend::*;
 use kernels::philox::DropoutRate;
@@ -32,7 +33,7 @@ impl<B: Backend> Pass<'_, B> {
     }
 
     fn no_dropout(&self) -> Dropout<'_, B> {
-        Dropout { rate: DropoutRate::NONE, key: 0, site: 0, row_keys: self.batch.rows_keys.view() }
+        Dropout { rate: DropoutRate::NONE, key: 0, site: 0, row_keys: self.batch.at(Part::RowsKeys) }
     }
 }
 
@@ -51,7 +52,7 @@ pub fn forward<B: Backend>(
         pass.backend.gather_rows(GatherRows {
             y: masked,
             x: B::at(hidden, rows.clone()),
-            rows: b.mlm_rows.view(),
+            rows: b.at(Part::MlmRows),
             cols: h,
         })?;
         let masked = B::at(&acts.masked, 0..len);
@@ -61,8 +62,9 @@ pub fn forward<B: Backend>(
             x: B::at(&acts.transform, 0..len),
             kind: pass.config.gelu,
         })?;
-        pass.norm(&pass.table.transform_norm, &mut acts.norm, None, pass.no_dropout(), dims.masked)?;
-        pass.linear(&pass.decoder(), &mut acts.logits, B::at(&acts.norm.y, 0..len), decoder)?;
+        let norm = &pass.table.transform_norm;
+        pass.norm(norm, &mut acts.norm, &mut acts.normed, None, pass.no_dropout(), dims.masked)?;
+        pass.linear(&pass.decoder(), &mut acts.logits, B::at(&acts.normed, 0..len), decoder)?;
     }
     if b.nsp {
         let (pooler, classifier) = pass.nsp_sizes();
@@ -71,7 +73,7 @@ pub fn forward<B: Backend>(
         pass.backend.gather_rows(GatherRows {
             y: first,
             x: B::at(hidden, rows),
-            rows: b.first_rows.view(),
+            rows: b.at(Part::FirstRows),
             cols: h,
         })?;
         pass.linear(&pass.table.pooler, &mut acts.pooled, B::at(&acts.first, 0..len), pooler)?;
@@ -94,7 +96,7 @@ pub fn losses<B: Backend>(
         let stride = pass.table.padded_vocab;
         pass.backend.cross_entropy(CrossEntropy {
             logits: B::at_mut(&mut acts.logits, 0..dims.masked * stride),
-            labels: b.mlm_labels.view(),
+            labels: b.at(Part::MlmLabels),
             classes: pass.config.vocab_size,
             stride,
             scale: scale.map(|s| s.mlm),
@@ -104,7 +106,7 @@ pub fn losses<B: Backend>(
     if b.nsp {
         pass.backend.cross_entropy(CrossEntropy {
             logits: B::at_mut(&mut acts.nsp_logits, 0..dims.sequences * 2),
-            labels: b.nsp_labels.view(),
+            labels: b.at(Part::NspLabels),
             classes: 2,
             stride: 2,
             scale: scale.map(|s| s.nsp),
@@ -145,7 +147,7 @@ fn mlm_backward<B: Backend>(
     let dlogits = B::at(&acts.logits, 0..dims.masked * table.padded_vocab);
     let size = Size2 { rows: dims.masked, cols: table.padded_vocab };
     pass.bias_grad(params, &table.decoder_bias, dlogits, size)?;
-    pass.wgrad(params, &table.word, dlogits, B::at(&acts.norm.y, 0..len), decoder)?;
+    pass.wgrad(params, &table.word, dlogits, B::at(&acts.normed, 0..len), decoder)?;
     pass.dgrad(&pass.decoder(), dhead, dlogits, false, decoder)?;
     pass.norm_backward(
         &table.transform_norm,
@@ -171,7 +173,7 @@ fn mlm_backward<B: Backend>(
     Ok(pass.backend.scatter_add_rows(ScatterAddRows {
         x: B::at_mut(d, 0..dims.rows * h),
         y: B::at(dhead, 0..len),
-        rows: pass.batch.mlm_rows.view(),
+        rows: pass.batch.at(Part::MlmRows),
         cols: h,
     })?)
 }
@@ -200,7 +202,7 @@ fn nsp_backward<B: Backend>(
     Ok(pass.backend.scatter_add_rows(ScatterAddRows {
         x: B::at_mut(d, 0..dims.rows * h),
         y: B::at(dhead_x, 0..len),
-        rows: pass.batch.first_rows.view(),
+        rows: pass.batch.at(Part::FirstRows),
         cols: h,
     })?)
 }

@@ -12,6 +12,7 @@
 use super::{Gradients, Pass};
 use crate::Result;
 use crate::activations::{BackwardScratch, LayerActs, NormActs, QkvActs};
+use crate::device_batch::Part;
 use crate::table::{Linear, Norm};
 use kernels::backend::*;
 use kernels::philox::Site;
@@ -88,18 +89,19 @@ impl<B: Backend> Pass<'_, B> {
         Ok(self.backend.bias_grad(BiasGrad { grads, dbias: dbias.clone(), dy: B::shorten(dy), size })?)
     }
 
-    /// Layernorm of `dropout(z) + residual`, in place in `acts`.
+    /// `y` = layernorm of `dropout(z) + residual`; the sum takes the place of z in `acts`.
     pub(super) fn norm(
         &self,
         norm: &Norm,
         acts: &mut NormActs<B>,
+        y: &mut B::Mem<B::Elem>,
         residual: Option<Elems<'_, B>>,
         dropout: Dropout<'_, B>,
         rows: usize,
     ) -> Result<()> {
         let len = rows * self.hidden();
         Ok(self.backend.layernorm_forward(LayerNormForward {
-            y: B::at_mut(&mut acts.y, 0..len),
+            y: B::at_mut(y, 0..len),
             z: B::at_mut(&mut acts.z, 0..len),
             residual: residual.map(B::shorten),
             mean: B::at_mut(&mut acts.mean, 0..rows),
@@ -173,12 +175,13 @@ impl Sizes {
     }
 }
 
-/// `x` is the layer's input [T, H]; the output is `acts.output_norm.y` [N, H].
+/// `x` is the layer's input [T, H], `y` its output [N, H].
 pub fn forward<B: Backend>(
     pass: &Pass<'_, B>,
     index: usize,
     acts: &mut LayerActs<B>,
     x: &B::Mem<B::Elem>,
+    y: &mut B::Mem<B::Elem>,
 ) -> Result<()> {
     let tensors = &pass.table.layers[index];
     let s = Sizes::of(pass, &acts.qkv);
@@ -203,10 +206,11 @@ pub fn forward<B: Backend>(
         QkvActs::Split { x, .. } => B::at(x, 0..len),
     };
     let dropout = pass.drops.hidden(index, Site::AttentionOutput, keys);
-    pass.norm(&tensors.attention_norm, &mut acts.attention_norm, Some(residual), dropout, s.rows)?;
+    let (norm, attended) = (&mut acts.attention_norm, &mut acts.attended);
+    pass.norm(&tensors.attention_norm, norm, attended, Some(residual), dropout, s.rows)?;
 
     let inner = s.rows * s.inner;
-    let y1 = B::at(&acts.attention_norm.y, 0..len);
+    let y1 = B::at(&acts.attended, 0..len);
     pass.linear(&tensors.intermediate, &mut acts.inner, y1, s.up())?;
     pass.backend.gelu_forward(GeluForward {
         y: B::at_mut(&mut acts.gelu, 0..inner),
@@ -215,7 +219,7 @@ pub fn forward<B: Backend>(
     })?;
     pass.linear(&tensors.output, &mut acts.output_norm.z, B::at(&acts.gelu, 0..inner), s.down())?;
     let dropout = pass.drops.hidden(index, Site::FeedForwardOutput, keys);
-    pass.norm(&tensors.output_norm, &mut acts.output_norm, Some(y1), dropout, s.rows)
+    pass.norm(&tensors.output_norm, &mut acts.output_norm, y, Some(y1), dropout, s.rows)
 }
 
 fn qkv_forward<B: Backend>(
@@ -235,7 +239,7 @@ fn qkv_forward<B: Backend>(
             pass.backend.gather_rows(GatherRows {
                 y: B::at_mut(chosen, 0..rows * h),
                 x: B::shorten(all),
-                rows: pass.batch.rows.view(),
+                rows: pass.batch.at(Part::Rows),
                 cols: h,
             })?;
             let chosen = B::at(chosen, 0..rows * h);
@@ -292,7 +296,7 @@ pub fn backward<B: Backend>(
         dbias: tensors.intermediate.bias.clone(),
         size: Size2 { rows: s.rows, cols: s.inner },
     })?;
-    let (dup, y1) = (B::at(dinner, 0..inner), B::at(&acts.attention_norm.y, 0..len));
+    let (dup, y1) = (B::at(dinner, 0..inner), B::at(&acts.attended, 0..len));
     pass.wgrad(params, &tensors.intermediate.weight, dup, y1, s.up())?;
     // dz becomes the gradient of y1: through the residual, and through the feed-forward part
     pass.dgrad(&tensors.intermediate, dz, dup, true, s.up())?;
@@ -378,7 +382,7 @@ fn qkv_backward<B: Backend>(
             pass.backend.scatter_add_rows(ScatterAddRows {
                 x: B::at_mut(&mut scratch.dz, 0..tokens * h),
                 y: B::at(&scratch.d, 0..rows * h),
-                rows: pass.batch.rows.view(),
+                rows: pass.batch.at(Part::Rows),
                 cols: h,
             })?;
             std::mem::swap(&mut scratch.d, &mut scratch.dz);

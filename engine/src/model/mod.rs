@@ -5,13 +5,14 @@ mod heads;
 pub mod init;
 mod layer;
 
-use crate::activations::{Activations, BackwardScratch, DeviceBatch, Dims};
-use crate::config::ModelConfig;
+use crate::activations::{Activations, BackwardScratch, Dims};
+use crate::config::{ModelConfig, Recompute};
 use crate::data::Batch;
+use crate::device_batch::{BatchRing, DeviceBatch, Part};
 use crate::table::TensorTable;
 use crate::{Error, Result};
 use kernels::Scalar;
-use kernels::backend::{AttentionSize, Backend, Dropout, Indices};
+use kernels::backend::{Accs, AttentionSize, Backend, Dropout, Indices};
 use kernels::philox::{self, DropoutRate, Site};
 
 /// Called after a stage of backward with the device, the stage's number and all gradients.
@@ -24,10 +25,21 @@ pub struct Bert<B: Backend> {
     config: ModelConfig,
     table: TensorTable,
     weights: B::Weights,
-    batch: DeviceBatch<B>,
+    recompute: Recompute,
+    batches: BatchRing<B>,
     acts: Activations<B>,
     /// [4] MLM loss, MLM correct, NSP loss, NSP correct: sums since they were last cleared
     sums: B::Mem<B::Acc>,
+}
+
+/// Numbers of [`Bert::sums`].
+const SUMS: usize = 4;
+
+/// An evaluation that the device is still at.
+pub struct PendingSums<B: Backend> {
+    numbers: B::Pending,
+    masked: usize,
+    labelled: usize,
 }
 
 /// Gradients of all parameters, and what computing them needs.
@@ -54,6 +66,13 @@ pub struct EvalSums {
 }
 
 impl EvalSums {
+    /// From MLM loss, MLM correct, NSP loss, NSP correct; the counts are left 0.
+    pub fn from_numbers<T: Scalar>(numbers: &[T]) -> Self {
+        let number = |i: usize| numbers.get(i).map_or(f64::NAN, |n| n.to_f64());
+        let [mlm_loss, mlm_correct, nsp_loss, nsp_correct] = [0, 1, 2, 3].map(number);
+        Self { mlm_loss, mlm_correct, nsp_loss, nsp_correct, ..Self::default() }
+    }
+
     /// Mean cross-entropy of a masked token; 0 where there is none.
     pub fn mlm_mean(&self) -> f64 {
         self.mlm_loss / self.mlm_count.max(1) as f64
@@ -135,7 +154,25 @@ struct Pass<'a, B: Backend> {
     drops: Drops,
 }
 
-impl<B: Backend> Pass<'_, B> {
+impl<'a, B: Backend> Pass<'a, B> {
+    /// With a key, with dropout.
+    fn new(
+        backend: &'a B,
+        config: &'a ModelConfig,
+        table: &'a TensorTable,
+        weights: &'a B::Weights,
+        batch: &'a DeviceBatch<B>,
+        key: Option<u64>,
+    ) -> Self {
+        let rate = |p: f64| if key.is_some() { DropoutRate::new(p) } else { DropoutRate::NONE };
+        let drops = Drops {
+            hidden: rate(config.hidden_dropout),
+            attention: rate(config.attention_dropout),
+            key: key.unwrap_or(0),
+        };
+        Self { backend, config, table, weights, batch, drops }
+    }
+
     fn hidden(&self) -> usize {
         self.config.hidden
     }
@@ -143,8 +180,8 @@ impl<B: Backend> Pass<'_, B> {
     fn attention_size(&self, subset: bool) -> AttentionSize<'_, B> {
         let b = self.batch;
         AttentionSize {
-            cu_q: if subset { b.cu_rows.view() } else { b.cu_seqlens.view() },
-            cu_k: b.cu_seqlens.view(),
+            cu_q: if subset { b.at(Part::CuRows) } else { b.at(Part::CuSeqlens) },
+            cu_k: b.at(Part::CuSeqlens),
             queries: if subset { b.dims.rows } else { b.dims.tokens },
             keys: b.dims.tokens,
             max_keys: b.max_length,
@@ -155,19 +192,25 @@ impl<B: Backend> Pass<'_, B> {
 
     /// Keys of the dropout draws: of the last layer's rows, or of all tokens.
     fn row_keys(&self, subset: bool) -> Indices<'_, B> {
-        if subset { self.batch.rows_keys.view() } else { self.batch.row_keys.view() }
+        if subset { self.batch.at(Part::RowsKeys) } else { self.batch.at(Part::RowKeys) }
     }
 }
 
 impl<B: Backend> Bert<B> {
     /// A model with all weights 0; see [`Self::init`] and [`Self::load_weights`].
     pub fn new(backend: B, config: &ModelConfig) -> Result<Self> {
+        Self::recomputing(backend, config, Recompute::None)
+    }
+
+    /// As [`Self::new`]; backward computes once more what `recompute` says.
+    pub fn recomputing(backend: B, config: &ModelConfig, recompute: Recompute) -> Result<Self> {
         let table = TensorTable::new(config);
         Ok(Self {
             weights: backend.weights(table.len)?,
-            batch: DeviceBatch::new(&backend)?,
-            acts: Activations::new(&backend, config, table.padded_vocab, Dims::default())?,
-            sums: backend.zeros("losses", 4)?,
+            recompute,
+            batches: BatchRing::new(&backend)?,
+            acts: Activations::new(&backend, config, table.padded_vocab, recompute, Dims::default())?,
+            sums: backend.zeros("losses", SUMS)?,
             config: config.clone(),
             table,
             backend,
@@ -222,21 +265,34 @@ impl<B: Backend> Bert<B> {
         Ok(host)
     }
 
-    /// Losses and accuracies of a batch, without dropout.
+    /// Losses and accuracies of a batch, without dropout. Waits for the device.
     pub fn evaluate(&mut self, batch: &Batch) -> Result<EvalSums> {
+        let pending = self.evaluate_later(batch)?;
+        self.read(pending)
+    }
+
+    /// Begins [`Self::evaluate`]; [`Self::read`] gives its result.
+    pub fn evaluate_later(&mut self, batch: &Batch) -> Result<PendingSums<B>> {
+        self.load(batch)?;
         self.clear_sums()?;
-        self.forward(batch, None)?;
-        let pass = Self::pass(&self.backend, &self.config, &self.table, &self.weights, &self.batch, None);
-        heads::losses(&pass, &mut self.acts.heads, &mut self.sums, None)?;
-        let mut sums = self.sums()?;
-        sums.mlm_count = batch.mlm_rows.len();
-        sums.nsp_count = batch.nsp_labels.len();
-        Ok(sums)
+        self.forward(None)?;
+        let Self { backend, config, table, weights, batches, acts, sums, .. } = self;
+        let pass = Pass::new(backend, config, table, weights, batches.current(), None);
+        heads::losses(&pass, &mut acts.heads, sums, None)?;
+        let numbers = self.backend.read_later(&[self.sums_on_device()])?;
+        Ok(PendingSums { numbers, masked: batch.mlm_rows.len(), labelled: batch.nsp_labels.len() })
+    }
+
+    /// What [`Self::evaluate_later`] began. Waits for that and for nothing after it.
+    pub fn read(&self, pending: PendingSums<B>) -> Result<EvalSums> {
+        let sums = EvalSums::from_numbers(&self.backend.read(pending.numbers)?);
+        Ok(EvalSums { mlm_count: pending.masked, nsp_count: pending.labelled, ..sums })
     }
 
     /// Logits [masked tokens, vocabulary] of a batch, without dropout.
     pub fn mlm_logits(&mut self, batch: &Batch) -> Result<Vec<f64>> {
-        self.forward(batch, None)?;
+        self.load(batch)?;
+        self.forward(None)?;
         let (classes, stride) = (self.config.vocab_size, self.table.padded_vocab);
         let mut padded = vec![0.0; batch.mlm_rows.len() * stride];
         self.backend.download_elems(B::at(&self.acts.heads.logits, 0..padded.len()), &mut padded)?;
@@ -245,20 +301,17 @@ impl<B: Backend> Bert<B> {
 
     /// Next-sentence logits [B, 2] of the last pass.
     pub fn nsp_logits(&self) -> Result<Vec<f64>> {
-        let mut logits = vec![0.0; self.batch.dims.sequences * 2];
+        let mut logits = vec![0.0; self.batches.current().dims.sequences * 2];
         self.backend.download_elems(B::at(&self.acts.heads.nsp_logits, 0..logits.len()), &mut logits)?;
         Ok(logits)
     }
 
     /// Hidden states of the last pass: of the embeddings (0) or of a layer (1…). [T, H]; of the last layer [R, H].
     pub fn hidden_states(&self, index: usize) -> Result<Vec<f64>> {
-        let rows = if index == self.config.layers { self.batch.dims.rows } else { self.batch.dims.tokens };
+        let dims = self.batches.current().dims;
+        let rows = if index == self.config.layers { dims.rows } else { dims.tokens };
         let mut host = vec![0.0; rows * self.config.hidden];
-        let y = match index {
-            0 => &self.acts.embedding.y,
-            i => &self.acts.layers[i - 1].output_norm.y,
-        };
-        self.backend.download_elems(B::at(y, 0..host.len()), &mut host)?;
+        self.backend.download_elems(B::at(&self.acts.hidden[index], 0..host.len()), &mut host)?;
         Ok(host)
     }
 
@@ -270,6 +323,15 @@ impl<B: Backend> Bert<B> {
         })
     }
 
+    /// Takes the memory for batches of at most these sizes, of training and of evaluation, so that no step takes any.
+    pub fn reserve(&mut self, grads: &mut Gradients<B>, [train, eval]: [Dims; 2]) -> Result<()> {
+        let any = train.max(&eval);
+        self.batches.reserve(&self.backend, &any, self.config.max_positions)?;
+        self.grow(any)?;
+        grads.scratch = BackwardScratch::new(&self.backend, &self.config, train)?;
+        Ok(())
+    }
+
     /// Forward and backward of one micro-batch: adds its gradient of the scaled loss to `grads` and its losses to
     /// the sums. `key` is the step's [`philox::step_key`].
     pub fn forward_backward(
@@ -279,89 +341,98 @@ impl<B: Backend> Bert<B> {
         scale: LossScale,
         key: u64,
     ) -> Result<()> {
-        self.forward_backward_staged(grads, batch, scale, key, &mut |_, _, _| Ok(()))
+        self.bring(grads, batch)?;
+        self.train(grads, scale, key, &mut |_, _, _| Ok(()))
     }
 
-    /// As [`Self::forward_backward`]; `done` is called after each stage of backward with the device, its number and all gradients, of
-    /// which those of [`crate::dist::Buckets`] are then complete.
-    pub fn forward_backward_staged(
+    /// The first half of [`Self::forward_backward`]: brings the batch, and takes what memory it needs.
+    pub fn bring(&mut self, grads: &mut Gradients<B>, batch: &Batch) -> Result<()> {
+        self.load(batch)?;
+        if !self.batches.current().dims.fits(&grads.scratch.capacity) {
+            grads.scratch = BackwardScratch::new(&self.backend, &self.config, Dims::default())?;
+            grads.scratch = BackwardScratch::new(&self.backend, &self.config, self.acts.capacity)?;
+        }
+        Ok(())
+    }
+
+    /// The second half, which only queues ops. `done` is called after each stage of backward with the device, its number and
+    /// all gradients, of which those of [`crate::dist::Buckets`] are then complete.
+    pub fn train(
         &mut self,
         grads: &mut Gradients<B>,
-        batch: &Batch,
         scale: LossScale,
         key: u64,
         done: &mut StageDone<'_, B>,
     ) -> Result<()> {
-        self.forward(batch, Some(key))?;
-        if !self.batch.dims.fits(&grads.scratch.capacity) {
-            grads.scratch = BackwardScratch::new(&self.backend, &self.config, self.acts.capacity)?;
+        self.forward(Some(key))?;
+        let Self { backend, config, table, weights, batches, acts, sums, recompute, .. } = self;
+        let pass = Pass::new(backend, config, table, weights, batches.current(), Some(key));
+        heads::losses(&pass, &mut acts.heads, sums, Some(scale))?;
+        heads::backward(&pass, &mut acts.heads, grads)?;
+        done(backend, 0, &grads.params)?;
+        let layers = config.layers;
+        for i in (0..layers).rev() {
+            let kept = &mut acts.layers[recompute.set_of(i, layers)];
+            let (before, after) = acts.hidden.split_at_mut(i + 1);
+            if recompute.is_gone(i, layers) {
+                layer::forward(&pass, i, kept, &before[i], &mut after[0])?;
+            }
+            layer::backward(&pass, i, kept, &before[i], grads)?;
+            done(backend, layers - i, &grads.params)?;
         }
-        let pass =
-            Self::pass(&self.backend, &self.config, &self.table, &self.weights, &self.batch, Some(key));
-        heads::losses(&pass, &mut self.acts.heads, &mut self.sums, Some(scale))?;
-        heads::backward(&pass, &mut self.acts.heads, grads)?;
-        done(&self.backend, 0, &grads.params)?;
-        let layers = self.acts.layers.len();
-        for (i, acts) in self.acts.layers.iter().enumerate().rev() {
-            let x = if i == 0 { &self.acts.embedding.y } else { &self.acts.layers[i - 1].output_norm.y };
-            layer::backward(&pass, i, acts, x, grads)?;
-            done(&self.backend, layers - i, &grads.params)?;
-        }
-        embeddings::backward(&pass, &self.acts.embedding, grads)?;
-        done(&self.backend, layers + 1, &grads.params)
+        embeddings::backward(&pass, &acts.embedding, grads)?;
+        done(backend, layers + 1, &grads.params)
     }
 
     /// Sums of the losses since [`Self::clear_sums`]; the counts are left 0. Waits for the device.
     pub fn sums(&self) -> Result<EvalSums> {
-        let mut host = [B::Acc::ZERO; 4];
-        self.backend.download(B::at(&self.sums, 0..4), &mut host)?;
-        let [mlm_loss, mlm_correct, nsp_loss, nsp_correct] = host.map(Scalar::to_f64);
-        Ok(EvalSums { mlm_loss, mlm_correct, nsp_loss, nsp_correct, ..EvalSums::default() })
+        let mut host = [B::Acc::ZERO; SUMS];
+        self.backend.download(self.sums_on_device(), &mut host)?;
+        Ok(EvalSums::from_numbers(&host))
+    }
+
+    /// The numbers of [`EvalSums::from_numbers`].
+    pub fn sums_on_device(&self) -> Accs<'_, B> {
+        B::at(&self.sums, 0..SUMS)
     }
 
     /// Starts new sums.
     pub fn clear_sums(&mut self) -> Result<()> {
-        Ok(self.backend.clear(B::at_mut(&mut self.sums, 0..4))?)
+        Ok(self.backend.clear(B::at_mut(&mut self.sums, 0..SUMS))?)
     }
 
-    fn pass<'a>(
-        backend: &'a B,
-        config: &'a ModelConfig,
-        table: &'a TensorTable,
-        weights: &'a B::Weights,
-        batch: &'a DeviceBatch<B>,
-        key: Option<u64>,
-    ) -> Pass<'a, B> {
-        let rate = |p: f64| if key.is_some() { DropoutRate::new(p) } else { DropoutRate::NONE };
-        let drops = Drops {
-            hidden: rate(config.hidden_dropout),
-            attention: rate(config.attention_dropout),
-            key: key.unwrap_or(0),
-        };
-        Pass { backend, config, table, weights, batch, drops }
-    }
-
-    /// Up to the logits; with a key, with dropout.
-    fn forward(&mut self, batch: &Batch, key: Option<u64>) -> Result<()> {
+    /// Brings a batch, and takes what memory its forward needs.
+    fn load(&mut self, batch: &Batch) -> Result<()> {
         self.check(batch)?;
-        self.batch.upload(&self.backend, batch)?;
-        let dims = self.batch.dims;
+        self.batches.bring(&self.backend, batch)?;
+        let dims = self.batches.current().dims;
         if !dims.fits(&self.acts.capacity) {
-            let capacity = dims.max(&self.acts.capacity);
-            let padded_vocab = self.table.padded_vocab;
-            // The old buffers go first, so that both never exist together.
-            self.acts = Activations::new(&self.backend, &self.config, padded_vocab, Dims::default())?;
-            self.acts = Activations::new(&self.backend, &self.config, padded_vocab, capacity)?;
+            self.grow(dims.max(&self.acts.capacity))?;
         }
-        let pass = Self::pass(&self.backend, &self.config, &self.table, &self.weights, &self.batch, key);
-        embeddings::forward(&pass, &mut self.acts.embedding)?;
-        for i in 0..self.acts.layers.len() {
-            let (before, after) = self.acts.layers.split_at_mut(i);
-            let x = before.last().map_or(&self.acts.embedding.y, |l| &l.output_norm.y);
-            layer::forward(&pass, i, &mut after[0], x)?;
+        Ok(())
+    }
+
+    fn grow(&mut self, capacity: Dims) -> Result<()> {
+        let acts = |dims| {
+            Activations::new(&self.backend, &self.config, self.table.padded_vocab, self.recompute, dims)
+        };
+        // The old buffers go first, so that both never exist together.
+        self.acts = acts(Dims::default())?;
+        self.acts = acts(capacity)?;
+        Ok(())
+    }
+
+    /// Up to the logits of the batch at hand; with a key, with dropout.
+    fn forward(&mut self, key: Option<u64>) -> Result<()> {
+        let Self { backend, config, table, weights, batches, acts, recompute, .. } = self;
+        let pass = Pass::new(backend, config, table, weights, batches.current(), key);
+        embeddings::forward(&pass, &mut acts.embedding, &mut acts.hidden[0])?;
+        for i in 0..config.layers {
+            let (before, after) = acts.hidden.split_at_mut(i + 1);
+            let kept = &mut acts.layers[recompute.set_of(i, config.layers)];
+            layer::forward(&pass, i, kept, &before[i], &mut after[0])?;
         }
-        let last = &self.acts.layers[self.config.layers - 1].output_norm.y;
-        heads::forward(&pass, &mut self.acts.heads, last)
+        heads::forward(&pass, &mut acts.heads, &acts.hidden[config.layers])
     }
 
     /// What the ops cannot know: that the batch belongs to this model.

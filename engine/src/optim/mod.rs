@@ -8,7 +8,9 @@ use crate::Result;
 use crate::config::{OptimizerConfig, OptimizerKind};
 use crate::table::TensorTable;
 use kernels::Scalar;
-use kernels::backend::{Backend, OptimizerHyper, OptimizerStep, STRETCH, TensorSpan, lamb_sums, stretches};
+use kernels::backend::{
+    Accs, Backend, OptimizerHyper, OptimizerStep, STRETCH, TensorSpan, lamb_sums, stretches,
+};
 use kernels::collective::{Collective, Division};
 use std::ops::Range;
 
@@ -21,6 +23,8 @@ pub struct Optimizer<B: Backend> {
     m: B::Mem<B::Acc>,
     v: B::Mem<B::Acc>,
     norm: B::Mem<B::Acc>,
+    /// [2] where the gradient is not finite, as [`Backend::find_nonfinite`] leaves it.
+    nonfinite: B::Mem<B::Acc>,
     /// [1] updates applied
     updates: B::Mem<u32>,
     /// Sums of squares of the gradients' stretches, those of other ranks included.
@@ -29,6 +33,25 @@ pub struct Optimizer<B: Backend> {
     lamb: B::Mem<f64>,
     /// Whether gradients come clipped.
     clipped: bool,
+}
+
+/// What an update found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UpdateOutcome {
+    /// Global norm of the gradient before clipping. Where it is not finite nothing was updated.
+    pub norm: f64,
+    /// The first element of the table whose gradient is not finite, as far as this process sees.
+    pub nonfinite: Option<usize>,
+}
+
+impl UpdateOutcome {
+    /// From the numbers of [`Optimizer::outcome_on_device`].
+    pub fn from_numbers<T: Scalar>(numbers: &[T]) -> Self {
+        let number = |i: usize| numbers.get(i).map_or(f64::NAN, |n| n.to_f64());
+        let [norm, stretch, element] = [0, 1, 2].map(number);
+        let nonfinite = (stretch >= 0.0).then(|| stretch as usize * STRETCH + element as usize);
+        Self { norm, nonfinite }
+    }
 }
 
 impl<B: Backend> Optimizer<B> {
@@ -55,6 +78,7 @@ impl<B: Backend> Optimizer<B> {
             m: backend.zeros("first moments", shard.len())?,
             v: backend.zeros("second moments", shard.len())?,
             norm: backend.zeros("gradient norm", 1)?,
+            nonfinite: backend.zeros("place of a gradient that is not finite", 2)?,
             updates: backend.zeros("number of updates", 1)?,
             squares: backend.zeros("gradient norm's parts", table.len.div_ceil(STRETCH))?,
             lamb: backend.zeros("norms' parts", sums)?,
@@ -125,7 +149,8 @@ impl<B: Backend> Optimizer<B> {
         Ok(())
     }
 
-    fn is_sharded(&self) -> bool {
+    /// Whether ranks share the moments.
+    pub fn is_sharded(&self) -> bool {
         matches!(self.division, Division::Sharded(_))
     }
 
@@ -145,7 +170,9 @@ impl<B: Backend> Optimizer<B> {
         if self.is_sharded() {
             ranks.sum(backend, B::at_mut(&mut self.squares, 0..all))?;
         }
-        Ok(backend.root_of_sum(B::at_mut(&mut self.norm, 0..1), B::at(&self.squares, 0..all))?)
+        backend.root_of_sum(B::at_mut(&mut self.norm, 0..1), B::at(&self.squares, 0..all))?;
+        let (norm, len) = (B::at(&self.norm, 0..1), B::len(grads));
+        Ok(backend.find_nonfinite(B::at_mut(&mut self.nonfinite, 0..2), B::at(grads, 0..len), norm)?)
     }
 
     /// The arguments of the optimizers' ops, and LAMB's sums beside them.
@@ -175,6 +202,11 @@ impl<B: Backend> Optimizer<B> {
         let mut host = [B::Acc::ZERO];
         backend.download(B::at(&self.norm, 0..1), &mut host)?;
         Ok(host[0].to_f64())
+    }
+
+    /// What [`UpdateOutcome::from_numbers`] reads, after [`Self::update`].
+    pub fn outcome_on_device(&self) -> [Accs<'_, B>; 2] {
+        [B::at(&self.norm, 0..1), B::at(&self.nonfinite, 0..2)]
     }
 
     /// Both moments of all parameters, on the host.

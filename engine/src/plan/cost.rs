@@ -2,8 +2,8 @@
 
 use super::lengths::{Deal, Lengths};
 use super::links::Links;
-use crate::config::ModelConfig;
-use crate::memory::MemoryPlan;
+use crate::config::{ModelConfig, Recompute};
+use crate::memory::{Kind, MemoryPlan};
 use crate::table::TensorTable;
 use crate::{Error, Result};
 use serde::Serialize;
@@ -170,7 +170,9 @@ impl Sizes {
     fn activations(&self, sequences: f64) -> f64 {
         let masked = (self.mean_length * MASKED.0).min(MASKED.1) * sequences;
         let dims = [self.mean_length * sequences, masked + sequences, masked, sequences];
-        MemoryPlan::new(&self.model, &self.table, dims, 1, 2, 4).activations
+        let kind = Kind { elem: 2, acc: 4, host: false, recompute: Recompute::None, owners: 1 };
+        let plan = MemoryPlan::new(&self.model, &self.table, dims, 1, kind);
+        plan.activations + plan.scratch
     }
 
     /// The largest micro-batch that fits.

@@ -99,7 +99,8 @@ impl Lengths {
         1.0 + (total / trials as f64 - 1.0) * (drawn as f64 / per_rank as f64).sqrt()
     }
 
-    fn draw(&self, stream: &mut Stream) -> u64 {
+    /// One length.
+    pub fn draw(&self, stream: &mut Stream) -> u64 {
         let u = stream.uniform();
         self.cumulative.partition_point(|&c| c <= u) as u64 + 1
     }

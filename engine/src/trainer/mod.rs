@@ -1,13 +1,18 @@
 //! The training loop: data in, a trained model and everything that tells how it went out.
 
 mod artifacts;
+mod evaluation;
 mod run;
 mod setup;
+mod step;
+#[cfg(test)]
+mod tests;
 
 use crate::Result;
 use crate::config::Config;
 use crate::data::prepare::PrepareProgress;
 use crate::dist::Group;
+use crate::memory::MemoryTable;
 use crate::metrics::{EvalRecord, TrainRecord};
 use crate::mlperf::Submission;
 use kernels::Backend;
@@ -57,6 +62,10 @@ pub struct RunInfo {
     pub first_step: u64,
     /// Steps in all.
     pub steps: u64,
+    /// What the run takes of the device's memory.
+    pub memory: MemoryTable,
+    /// Whether the device is the host itself.
+    pub on_host: bool,
 }
 
 /// How far the run is.

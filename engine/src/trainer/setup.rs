@@ -81,7 +81,7 @@ pub fn prepare<B: Backend<Acc = f32>>(
     // MLPerf's clock starts before the data is touched: there, only the manifest and the vocabulary are read here.
     let opened = if options.mlperf.is_none() { Some(open_data(&config)?) } else { None };
 
-    let mut bert = Bert::new(backend, &config.model)?;
+    let mut bert = Bert::recomputing(backend, &config.model, config.train.recompute)?;
     let table = bert.table();
     let division = match group.world() {
         world if world > 1 && config.ranks.shard_optimizer => Division::sharded(table.len, world, STRETCH),

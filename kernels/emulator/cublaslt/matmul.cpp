@@ -40,12 +40,13 @@ struct Heuristic {
     int reserved[4];
 };
 
-std::mutex mutex;
+// Never destroyed: threads may still call while the process ends.
+auto& mutex = *new std::mutex;
 
 // The live objects of a type: a handle that is none of them is refused.
 template <class T>
 std::set<const T*>& live() {
-    static std::set<const T*> all;
+    static auto& all = *new std::set<const T*>;
     return all;
 }
 template <class T>
@@ -99,9 +100,11 @@ Status check(const Problem& p) {
         if (l->rows == 0 || l->cols == 0 || l->ld < static_cast<int64_t>(l->rows)) return INVALID_VALUE;
     }
     if (o.scale != R_32F || o.pointer_mode != 0) return NOT_SUPPORTED;
-    if (o.compute != COMPUTE_32F && o.compute != COMPUTE_32F_PEDANTIC && o.compute != COMPUTE_32F_FAST_TF32) return NOT_SUPPORTED;
+    if (o.compute != COMPUTE_32F && o.compute != COMPUTE_32F_PEDANTIC && o.compute != COMPUTE_32F_FAST_TF32)
+        return NOT_SUPPORTED;
     if (o.epilogue != EPILOGUE_DEFAULT && o.epilogue != EPILOGUE_BIAS) return NOT_SUPPORTED;
-    if (p.a->type != p.b->type || p.c->type != p.d->type || (p.a->type == R_32F && p.d->type == R_16BF)) return NOT_SUPPORTED;
+    if (p.a->type != p.b->type || p.c->type != p.d->type || (p.a->type == R_32F && p.d->type == R_16BF))
+        return NOT_SUPPORTED;
     if (o.epilogue == EPILOGUE_BIAS && o.bias_type >= 0 && o.bias_type != p.d->type) return NOT_SUPPORTED;
     const uint64_t m = o.transpose_a ? p.a->cols : p.a->rows, k = o.transpose_a ? p.a->rows : p.a->cols;
     const uint64_t n = o.transpose_b ? p.b->rows : p.b->cols, k_of_b = o.transpose_b ? p.b->cols : p.b->rows;
@@ -113,7 +116,8 @@ Status check(const Problem& p) {
 uint64_t configuration(const Problem& p) {
     const Description& o = *p.description;
     uint64_t h = 1;
-    for (const int x : {p.a->type, p.d->type, o.transpose_a, o.transpose_b, o.epilogue, o.compute}) h = h * 1000003 + static_cast<uint64_t>(x);
+    for (const int x : {p.a->type, p.d->type, o.transpose_a, o.transpose_b, o.epilogue, o.compute})
+        h = h * 1000003 + static_cast<uint64_t>(x);
     return h;
 }
 
@@ -133,7 +137,9 @@ int identify(const Problem& p, const Algorithm& a) {
     return memcmp(&expected, &a, sizeof a) == 0 ? static_cast<int>(a.data[1]) : -1;
 }
 
-Matrix matrix(const void* at, const Layout& l) { return {const_cast<void*>(at), l.type == R_16BF, l.rows, l.cols, static_cast<size_t>(l.ld)}; }
+Matrix matrix(const void* at, const Layout& l) {
+    return {const_cast<void*>(at), l.type == R_16BF, l.rows, l.cols, static_cast<size_t>(l.ld)};
+}
 
 void check_memory(const Product& p, void* workspace, size_t workspace_bytes) {
     emulator::check_range("A", p.a.at, p.a.bytes(), p.a.element());
@@ -147,7 +153,7 @@ void check_memory(const Product& p, void* workspace, size_t workspace_bytes) {
 }  // namespace
 
 #define LT extern "C" __attribute__((visibility("default")))
-#define FAIL_IF_INJECTED                                                        \
+#define FAIL_IF_INJECTED \
     if (const int injected = emulator::library_failure(__func__); injected != 0) return injected
 
 LT Status cublasLtCreate(Handle** handle) {
@@ -160,17 +166,28 @@ LT size_t cublasLtGetCudartVersion() { return 13000; }
 
 LT const char* cublasLtGetStatusName(Status status) {
     switch (status) {
-        case SUCCESS: return "CUBLAS_STATUS_SUCCESS";
-        case NOT_INITIALIZED: return "CUBLAS_STATUS_NOT_INITIALIZED";
-        case 3: return "CUBLAS_STATUS_ALLOC_FAILED";
-        case INVALID_VALUE: return "CUBLAS_STATUS_INVALID_VALUE";
-        case 8: return "CUBLAS_STATUS_ARCH_MISMATCH";
-        case 11: return "CUBLAS_STATUS_MAPPING_ERROR";
-        case EXECUTION_FAILED: return "CUBLAS_STATUS_EXECUTION_FAILED";
-        case 14: return "CUBLAS_STATUS_INTERNAL_ERROR";
-        case NOT_SUPPORTED: return "CUBLAS_STATUS_NOT_SUPPORTED";
-        case 16: return "CUBLAS_STATUS_LICENSE_ERROR";
-        default: return "CUBLAS_STATUS_UNKNOWN";
+        case SUCCESS:
+            return "CUBLAS_STATUS_SUCCESS";
+        case NOT_INITIALIZED:
+            return "CUBLAS_STATUS_NOT_INITIALIZED";
+        case 3:
+            return "CUBLAS_STATUS_ALLOC_FAILED";
+        case INVALID_VALUE:
+            return "CUBLAS_STATUS_INVALID_VALUE";
+        case 8:
+            return "CUBLAS_STATUS_ARCH_MISMATCH";
+        case 11:
+            return "CUBLAS_STATUS_MAPPING_ERROR";
+        case EXECUTION_FAILED:
+            return "CUBLAS_STATUS_EXECUTION_FAILED";
+        case 14:
+            return "CUBLAS_STATUS_INTERNAL_ERROR";
+        case NOT_SUPPORTED:
+            return "CUBLAS_STATUS_NOT_SUPPORTED";
+        case 16:
+            return "CUBLAS_STATUS_LICENSE_ERROR";
+        default:
+            return "CUBLAS_STATUS_UNKNOWN";
     }
 }
 LT const char* cublasLtGetStatusString(Status status) { return cublasLtGetStatusName(status); }
@@ -185,15 +202,24 @@ LT Status cublasLtMatmulDescDestroy(Description* description) { return destroy(d
 LT Status cublasLtMatmulDescSetAttribute(Description* d, int attribute, const void* value, size_t bytes) {
     if (!is_live(d)) return INVALID_VALUE;
     switch (attribute) {
-        case 0: return set(d->compute, value, bytes);
-        case 1: return set(d->scale, value, bytes);
-        case 2: return set(d->pointer_mode, value, bytes);
-        case 3: return set(d->transpose_a, value, bytes);
-        case 4: return set(d->transpose_b, value, bytes);
-        case 7: return set(d->epilogue, value, bytes);
-        case 8: return set(d->bias, value, bytes);
-        case 26: return set(d->bias_type, value, bytes);
-        default: return NOT_SUPPORTED;
+        case 0:
+            return set(d->compute, value, bytes);
+        case 1:
+            return set(d->scale, value, bytes);
+        case 2:
+            return set(d->pointer_mode, value, bytes);
+        case 3:
+            return set(d->transpose_a, value, bytes);
+        case 4:
+            return set(d->transpose_b, value, bytes);
+        case 7:
+            return set(d->epilogue, value, bytes);
+        case 8:
+            return set(d->bias, value, bytes);
+        case 26:
+            return set(d->bias_type, value, bytes);
+        default:
+            return NOT_SUPPORTED;
     }
 }
 
@@ -209,13 +235,20 @@ LT Status cublasLtMatrixLayoutDestroy(Layout* layout) { return destroy(layout); 
 LT Status cublasLtMatrixLayoutSetAttribute(Layout* l, int attribute, const void* value, size_t bytes) {
     if (!is_live(l)) return INVALID_VALUE;
     switch (attribute) {
-        case 0: return set(l->type, value, bytes);
-        case 1: return set(l->order, value, bytes);
-        case 2: return set(l->rows, value, bytes);
-        case 3: return set(l->cols, value, bytes);
-        case 4: return set(l->ld, value, bytes);
-        case 5: return set(l->batch, value, bytes);
-        default: return NOT_SUPPORTED;
+        case 0:
+            return set(l->type, value, bytes);
+        case 1:
+            return set(l->order, value, bytes);
+        case 2:
+            return set(l->rows, value, bytes);
+        case 3:
+            return set(l->cols, value, bytes);
+        case 4:
+            return set(l->ld, value, bytes);
+        case 5:
+            return set(l->batch, value, bytes);
+        default:
+            return NOT_SUPPORTED;
     }
 }
 
@@ -228,8 +261,8 @@ LT Status cublasLtMatmulPreferenceSetAttribute(Preference* p, int attribute, con
     return attribute >= 0 && attribute <= 13 ? SUCCESS : INVALID_VALUE;
 }
 
-LT Status cublasLtMatmulAlgoGetHeuristic(Handle* handle, Description* o, Layout* a, Layout* b, Layout* c, Layout* d, Preference* preference, int requested,
-                                         Heuristic* results, int* found) {
+LT Status cublasLtMatmulAlgoGetHeuristic(Handle* handle, Description* o, Layout* a, Layout* b, Layout* c, Layout* d,
+                                         Preference* preference, int requested, Heuristic* results, int* found) {
     FAIL_IF_INJECTED;
     if (!is_live(handle)) return NOT_INITIALIZED;
     if (!is_live(preference) || requested <= 0 || results == nullptr || found == nullptr) return INVALID_VALUE;
@@ -244,7 +277,8 @@ LT Status cublasLtMatmulAlgoGetHeuristic(Handle* handle, Description* o, Layout*
     return SUCCESS;
 }
 
-LT Status cublasLtMatmulAlgoCheck(Handle* handle, Description* o, Layout* a, Layout* b, Layout* c, Layout* d, const Algorithm* chosen, Heuristic* result) {
+LT Status cublasLtMatmulAlgoCheck(Handle* handle, Description* o, Layout* a, Layout* b, Layout* c, Layout* d,
+                                  const Algorithm* chosen, Heuristic* result) {
     FAIL_IF_INJECTED;
     if (!is_live(handle)) return NOT_INITIALIZED;
     if (chosen == nullptr || result == nullptr) return INVALID_VALUE;
@@ -256,9 +290,9 @@ LT Status cublasLtMatmulAlgoCheck(Handle* handle, Description* o, Layout* a, Lay
     return SUCCESS;
 }
 
-LT Status cublasLtMatmul(Handle* handle, Description* o, const void* alpha, const void* a, Layout* a_layout, const void* b, Layout* b_layout, const void* beta,
-                         const void* c, Layout* c_layout, void* d, Layout* d_layout, const Algorithm* chosen, void* workspace, size_t workspace_bytes,
-                         void* stream) {
+LT Status cublasLtMatmul(Handle* handle, Description* o, const void* alpha, const void* a, Layout* a_layout, const void* b,
+                         Layout* b_layout, const void* beta, const void* c, Layout* c_layout, void* d, Layout* d_layout,
+                         const Algorithm* chosen, void* workspace, size_t workspace_bytes, void* stream) {
     FAIL_IF_INJECTED;
     if (!is_live(handle)) return NOT_INITIALIZED;
     if (alpha == nullptr || beta == nullptr || a == nullptr || b == nullptr || d == nullptr) return INVALID_VALUE;
@@ -267,8 +301,17 @@ LT Status cublasLtMatmul(Handle* handle, Description* o, const void* alpha, cons
     const int id = chosen == nullptr ? 0 : identify(problem, *chosen);
     if (id < 0 || WORKSPACE[id] > workspace_bytes || (WORKSPACE[id] > 0 && workspace == nullptr)) return INVALID_VALUE;
     if (o->epilogue == EPILOGUE_BIAS && o->bias == nullptr) return INVALID_VALUE;
-    Product p{matrix(a, *a_layout), matrix(b, *b_layout), matrix(c, *c_layout), matrix(d, *d_layout), o->transpose_a != 0, o->transpose_b != 0, false, 0, 0,
-              o->epilogue == EPILOGUE_BIAS ? o->bias : nullptr, id + 1};
+    Product p{matrix(a, *a_layout),
+              matrix(b, *b_layout),
+              matrix(c, *c_layout),
+              matrix(d, *d_layout),
+              o->transpose_a != 0,
+              o->transpose_b != 0,
+              false,
+              0,
+              0,
+              o->epilogue == EPILOGUE_BIAS ? o->bias : nullptr,
+              id + 1};
     p.tf32 = o->compute == COMPUTE_32F_FAST_TF32 && !p.a.bf16;
     memcpy(&p.alpha, alpha, sizeof(float));
     memcpy(&p.beta, beta, sizeof(float));

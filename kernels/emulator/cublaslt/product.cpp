@@ -38,7 +38,8 @@ float to_tf32(float x) {
     return x;
 }
 
-// Panels of `width` rows of op(M) (or columns: `along_rows` says which index runs over `count`), k after k; zeros past the end.
+// Panels of `width` rows of op(M) (or columns: `along_rows` says which index runs over `count`), k after k; zeros past the
+// end.
 std::vector<float> pack(const Matrix& m, bool along_rows, size_t count, size_t depth, size_t width, bool tf32) {
     const size_t panels = (count + width - 1) / width;
     std::vector<float> packed(panels * width * depth, 0.0f);
@@ -87,7 +88,8 @@ void multiply(const Product& p) {
         for (size_t row = 0; row < rows; row += MR) {
             Lanes sums[NR][MR / LANES] = {};
             for (size_t begin = 0; begin < depth; begin += part)
-                accumulate(sums, a.data() + row * depth, b.data() + col * depth, begin, begin + part < depth ? begin + part : depth);
+                accumulate(sums, a.data() + row * depth, b.data() + col * depth, begin,
+                           begin + part < depth ? begin + part : depth);
             finish(p, sums, row, col);
         }
 }

@@ -35,8 +35,8 @@ enum : int {
 };
 
 #define API extern "C" __attribute__((visibility("default"))) CUresult
-#define ENTER                                  \
-    ::emulator::Call call(__func__);           \
+#define ENTER                        \
+    ::emulator::Call call(__func__); \
     if (call.error != CUDA_SUCCESS) return call.error
 #define ENTER_WITH_CONTEXT \
     ENTER;                 \

@@ -5,6 +5,7 @@
 
 #include <numeric>
 
+#include "async.h"
 #include "fault.h"
 #include "fiber.h"
 #include "random.h"
@@ -22,21 +23,13 @@ namespace {
 constexpr int LANES = 32, WARPS = 32, BARRIERS = 16, BUFFERS = LANES + 1;
 constexpr size_t VALUE_BYTES = 128;
 
-struct Copy {
-    void* shared;
-    const void* global;
-    int bytes;
-    bool zero;
-};
-
 struct Fiber : Thread {
     Context context;
     unsigned warp;
     int held;              // the exchange buffer whose values this lane may still read, or -1
     const char* waits_at;  // for the report of a deadlock
     unsigned waits_mask;
-    std::vector<Copy> copies;           // issued, not done, in order
-    std::vector<size_t> group_ends;     // the committed groups, as ends in `copies`
+    AsyncCopies copies;
 };
 
 // Lanes that wait for each other.
@@ -72,10 +65,13 @@ struct Block {
     int vote_result;
     Context scheduler;
     Random random;
-} block;
+};
+
+// Never destroyed: another thread may still run a kernel while the process ends.
+Block& block = *new Block{};
 
 const char* operation = nullptr;
-std::vector<void*> parameters;  // of the launch that runs: where each lies in its bytes
+auto& parameters = *new std::vector<void*>;  // of the launch that runs: where each lies in its bytes
 
 Fiber* self() { return static_cast<Fiber*>(current); }
 Fiber* lane_of(unsigned warp, unsigned lane) { return &block.fibers[warp * LANES + lane]; }
@@ -96,31 +92,35 @@ void make_ready(unsigned warp, unsigned lanes) {
         last = f.waits_at, last_mask = f.waits_mask;
         if (shown++ == 8) break;
         char line[160];
-        snprintf(line, sizeof line, "\n  thread (%u, %u, %u) waits at %s, lanes %08x", f.index.x, f.index.y, f.index.z, f.waits_at, f.waits_mask);
+        snprintf(line, sizeof line, "\n  thread (%u, %u, %u) waits at %s, lanes %08x", f.index.x, f.index.y, f.index.z,
+                 f.waits_at, f.waits_mask);
         waits += line;
     }
     current = nullptr;
     fail("deadlock: %u of %u threads have left, all others wait:%s", block.exited, block.threads, waits.c_str());
 }
 
-// A ready thread, drawn: evenly over the warps, or from the first warp of this block's order, so that a warp also runs far
-// ahead of the others.
+// The first set bit from bit `turn` on, around the end.
+unsigned first_from(unsigned bits, unsigned turn) {
+    const unsigned turned = bits >> turn | bits << ((LANES - turn) % LANES);
+    return (static_cast<unsigned>(__builtin_ctz(turned)) + turn) % LANES;
+}
+
+// A ready thread, drawn: from any warp, or from the first warp of this block's order, so that a warp also runs far ahead of
+// the others.
 Fiber* pick() {
-    unsigned warps = block.ready_warps;
-    if (warps == 0) return nullptr;
+    if (block.ready_warps == 0) return nullptr;
     unsigned w;
     const uint64_t draw = block.random.next();
     if (block.by_priority) {
         unsigned i = 0;
-        while ((warps >> block.priority[i] & 1u) == 0) i++;
+        while ((block.ready_warps >> block.priority[i] & 1u) == 0) i++;
         w = block.priority[i];
     } else {
-        for (unsigned skip = static_cast<unsigned>((draw & 0xffff) * static_cast<unsigned>(__builtin_popcount(warps)) >> 16); skip > 0; skip--) warps &= warps - 1;
-        w = static_cast<unsigned>(__builtin_ctz(warps));
+        w = first_from(block.ready_warps, static_cast<unsigned>(draw) % block.warps);
     }
     Warp& warp = block.warp[w];
-    const unsigned turn = draw >> 32 & 31u, turned = (warp.ready >> turn) | (turn == 0 ? 0 : warp.ready << (LANES - turn));
-    const unsigned lane = (static_cast<unsigned>(__builtin_ctz(turned)) + turn) % LANES;
+    const unsigned lane = first_from(warp.ready, draw >> 32 & 31u);
     warp.ready &= ~(1u << lane);
     if (warp.ready == 0) block.ready_warps &= ~(1u << w);
     return lane_of(w, lane);
@@ -155,13 +155,6 @@ void try_release_block() {
     release(all);
 }
 
-void perform(const Copy& copy) {
-    if (copy.zero)
-        memset(copy.shared, 0, static_cast<size_t>(copy.bytes));
-    else
-        memcpy(copy.shared, copy.global, static_cast<size_t>(copy.bytes));
-}
-
 [[noreturn]] void thread_main() {
     block.launch->kernel->invoke(block.launch->kernel->function, parameters.data());
     Fiber* me = self();
@@ -170,7 +163,8 @@ void perform(const Copy& copy) {
     block.exited++;
     for (int g = 0; g < warp.groups; g++)
         if (warp.group[g].mask >> me->lane & 1u)
-            fail("leaves the kernel, but lanes %08x of its warp wait for lanes %08x, among them this one", warp.group[g].arrived, warp.group[g].mask);
+            fail("leaves the kernel, but lanes %08x of its warp wait for lanes %08x, among them this one",
+                 warp.group[g].arrived, warp.group[g].mask);
     try_release_block();
     Fiber* next = pick();
     if (next == nullptr) {
@@ -196,7 +190,9 @@ int meet(unsigned mask, const void* value, size_t size, const char* what) {
     Fiber* me = self();
     Warp& warp = block.warp[me->warp];
     if ((mask >> me->lane & 1u) == 0) fail("%s with the mask %08x, in which its own lane %u is not", what, mask, me->lane);
-    if ((mask & warp.exited) != 0) fail("%s with the mask %08x, of which lanes %08x have left the kernel or do not exist", what, mask, mask & warp.exited);
+    if ((mask & warp.exited) != 0)
+        fail("%s with the mask %08x, of which lanes %08x have left the kernel or do not exist", what, mask,
+             mask & warp.exited);
     int g = 0;
     while (g < warp.groups && warp.group[g].mask != mask) g++;
     if (g == warp.groups) {
@@ -205,7 +201,9 @@ int meet(unsigned mask, const void* value, size_t size, const char* what) {
         warp.group[warp.groups++] = {mask, 0, size, buffer};
     }
     Group& group = warp.group[g];
-    if (group.size != size) fail("%s (%zu bytes a lane), where other lanes of the mask %08x are at one of %zu bytes", what, size, mask, group.size);
+    if (group.size != size)
+        fail("%s (%zu bytes a lane), where other lanes of the mask %08x are at one of %zu bytes", what, size, mask,
+             group.size);
     group.arrived |= 1u << me->lane;
     const int buffer = group.buffer;
     if (size != 0) memcpy(warp.buffers + (static_cast<size_t>(buffer) * LANES) * VALUE_BYTES + me->lane * size, value, size);
@@ -213,7 +211,8 @@ int meet(unsigned mask, const void* value, size_t size, const char* what) {
     me->waits_mask = mask;
     if (group.arrived == mask) {
         warp.group[g] = warp.group[--warp.groups];
-        for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1) lane_of(me->warp, static_cast<unsigned>(__builtin_ctz(lanes)))->waits_at = nullptr;
+        for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1)
+            lane_of(me->warp, static_cast<unsigned>(__builtin_ctz(lanes)))->waits_at = nullptr;
         make_ready(me->warp, mask);
     }
     yield();
@@ -252,9 +251,9 @@ void start_block() {
         f.held = -1;
         f.waits_at = nullptr;
         f.copies.clear();
-        f.group_ends.clear();
+        // Tops at different offsets in a page: else all threads' frames compete for the same lines of the cache.
         unsigned char* stack = stack_bottom(t);
-        prepare(f.context, stack, stack + STACK_BYTES, thread_main);
+        prepare(f.context, stack, stack + STACK_BYTES - t * 320 % 4096, thread_main);
     }
     block.by_priority = (block.random.next() & 1) != 0;
     for (unsigned w = 0; w < block.warps; w++) {
@@ -278,7 +277,8 @@ void run_grid(const Launch& launch) {
     block.threads = launch.block.x * launch.block.y * launch.block.z;
     block.warps = (block.threads + LANES - 1) / LANES;
     parameters.clear();
-    for (const Parameter& p : launch.kernel->parameters) parameters.push_back(const_cast<unsigned char*>(launch.parameters.data()) + p.offset);
+    for (const Parameter& p : launch.kernel->parameters)
+        parameters.push_back(const_cast<unsigned char*>(launch.parameters.data()) + p.offset);
     FaultHandler handler;
     // Every block once, in a drawn order: i * step + start modulo the number of blocks.
     const uint64_t blocks = static_cast<uint64_t>(launch.grid.x) * launch.grid.y * launch.grid.z;
@@ -314,7 +314,8 @@ int sync_block_count(bool predicate) {
 
 namespace {
 Barrier& named(int id, int threads) {
-    if (id < 1 || id >= BARRIERS || threads < LANES || threads % LANES != 0 || static_cast<unsigned>(threads) > block.threads)
+    if (id < 1 || id >= BARRIERS || threads < LANES || threads % LANES != 0 ||
+        static_cast<unsigned>(threads) > block.threads)
         fail("barrier %d of %d threads: there are barriers 1 to 15, of whole warps of the block", id, threads);
     Barrier& barrier = block.barrier[id];
     if (barrier.expected != 0 && barrier.expected != static_cast<unsigned>(threads))
@@ -351,30 +352,15 @@ const void* exchange_bytes(unsigned mask, const void* value, size_t size) {
     return warp.buffers + static_cast<size_t>(buffer) * LANES * VALUE_BYTES;
 }
 
+// One copy in four is done now: one into memory that others still read must show, too.
 void async_copy(void* shared, const void* global, int bytes, bool zero_fill) {
-    if (bytes != 4 && bytes != 8 && bytes != 16) fail("an asynchronous copy of %d bytes: 4, 8 and 16 are possible", bytes);
-    if (reinterpret_cast<uintptr_t>(shared) % static_cast<unsigned>(bytes) != 0 || reinterpret_cast<uintptr_t>(global) % static_cast<unsigned>(bytes) != 0)
-        fail("an asynchronous copy of %d bytes from %p to %p, which are not aligned to that", bytes, global, shared);
-    if (!is_shared(shared, static_cast<size_t>(bytes))) fail("an asynchronous copy to %p, which is not shared memory of the block", shared);
-    const Copy copy{shared, global, bytes, zero_fill};
-    // One in four is done now: a copy into memory that others still read must show, too.
-    if (block.random.below(4) == 0)
-        perform(copy);
-    else
-        self()->copies.push_back(copy);
+    self()->copies.issue(shared, global, bytes, zero_fill, block.random.below(4) == 0);
 }
-
-void async_commit() { self()->group_ends.push_back(self()->copies.size()); }
-
-void async_wait(int pending_groups) {
-    Fiber* me = self();
-    const size_t groups = me->group_ends.size(), keep = static_cast<size_t>(pending_groups < 0 ? 0 : pending_groups);
-    if (groups <= keep) return;
-    const size_t done = groups - keep, copies = me->group_ends[done - 1];
-    for (size_t i = 0; i < copies; i++) perform(me->copies[i]);
-    me->copies.erase(me->copies.begin(), me->copies.begin() + static_cast<ptrdiff_t>(copies));
-    me->group_ends.erase(me->group_ends.begin(), me->group_ends.begin() + static_cast<ptrdiff_t>(done));
-    for (size_t& end : me->group_ends) end -= copies;
+void async_commit() { self()->copies.commit(); }
+void async_wait(int pending_groups) { self()->copies.wait(pending_groups < 0 ? 0 : static_cast<size_t>(pending_groups)); }
+void async_wait_all() {
+    async_commit();
+    async_wait(0);
 }
 
 void set_operation(const char* name) { operation = name; }
@@ -382,10 +368,11 @@ bool device_runs() { return block.launch != nullptr || operation != nullptr; }
 
 void describe_place(char* text, size_t size) {
     if (block.launch != nullptr && current != nullptr)
-        snprintf(text, size, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u)", block.launch->kernel->name.c_str(), block_index.x, block_index.y,
-                 block_index.z, current->index.x, current->index.y, current->index.z);
+        snprintf(text, size, "kernel %s, block (%u, %u, %u), thread (%u, %u, %u)", block.launch->kernel->name.c_str(),
+                 block_index.x, block_index.y, block_index.z, current->index.x, current->index.y, current->index.z);
     else if (block.launch != nullptr)
-        snprintf(text, size, "kernel %s, block (%u, %u, %u)", block.launch->kernel->name.c_str(), block_index.x, block_index.y, block_index.z);
+        snprintf(text, size, "kernel %s, block (%u, %u, %u)", block.launch->kernel->name.c_str(), block_index.x,
+                 block_index.y, block_index.z);
     else
         snprintf(text, size, "%s", operation == nullptr ? "outside of device code" : operation);
 }

@@ -15,7 +15,9 @@ const void* pointer_const(CUdeviceptr p) { return reinterpret_cast<const void*>(
 bool on_device(CUdeviceptr p, size_t bytes) { return bytes == 0 || kind_of(pointer(p), bytes) == Memory::device; }
 
 // A host range: pinned (in one allocation), pageable, or one that leaves its pinned allocation.
-bool leaves_pinned(const void* p, size_t bytes) { return starts_in(p, Memory::pinned) && kind_of(p, bytes) != Memory::pinned; }
+bool leaves_pinned(const void* p, size_t bytes) {
+    return starts_in(p, Memory::pinned) && kind_of(p, bytes) != Memory::pinned;
+}
 
 // `bytes` of zero or nothing to do still take their place in the stream.
 void queue_copy(const std::shared_ptr<Stream>& stream, void* to, const void* from, size_t bytes, const char* name) {
@@ -58,13 +60,14 @@ API cuMemAlloc_v2(CUdeviceptr* address, size_t bytes) {
     return CUDA_SUCCESS;
 }
 
-// Waits for the device, as the driver does.
+// The driver waits for all work before it frees. Here the memory stays until the work that is queued now is done.
 API cuMemFree_v2(CUdeviceptr address) {
     ENTER_WITH_CONTEXT;
     if (address == 0) return CUDA_SUCCESS;
     REQUIRE(!capture_forbids(), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
-    run_device(current_context()->device);
-    return release(pointer(address), Memory::device) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    REQUIRE(give_up(pointer(address), Memory::device), CUDA_ERROR_INVALID_VALUE);
+    after_queued_work([=] { release(pointer(address)); });
+    return CUDA_SUCCESS;
 }
 
 API cuMemHostAlloc(void** address, size_t bytes, unsigned flags) {
@@ -78,13 +81,15 @@ API cuMemHostAlloc(void** address, size_t bytes, unsigned flags) {
 API cuMemFreeHost(void* address) {
     ENTER_WITH_CONTEXT;
     REQUIRE(!capture_forbids(), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
-    run_device(current_context()->device);
-    return release(address, Memory::pinned) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+    REQUIRE(give_up(address, Memory::pinned), CUDA_ERROR_INVALID_VALUE);
+    after_queued_work([=] { release(address); });
+    return CUDA_SUCCESS;
 }
 
 API cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, size_t bytes) {
     ENTER_WITH_CONTEXT;
-    REQUIRE(on_device(to, bytes) && (from != nullptr || bytes == 0) && !leaves_pinned(from, bytes), CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(on_device(to, bytes) && (from != nullptr || bytes == 0) && !leaves_pinned(from, bytes),
+            CUDA_ERROR_INVALID_VALUE);
     REQUIRE(!capture_forbids(), CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
     return copy_now(pointer(to), from, bytes, "cuMemcpyHtoD");
 }
@@ -110,14 +115,17 @@ API cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void* from, size_t bytes, void* h
     ENTER_WITH_CONTEXT;
     const auto stream = stream_of(handle);
     REQUIRE(stream != nullptr, CUDA_ERROR_INVALID_HANDLE);
-    REQUIRE(on_device(to, bytes) && (from != nullptr || bytes == 0) && !leaves_pinned(from, bytes), CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(on_device(to, bytes) && (from != nullptr || bytes == 0) && !leaves_pinned(from, bytes),
+            CUDA_ERROR_INVALID_VALUE);
     if (starts_in(from, Memory::pinned)) {
         queue_copy(stream, pointer(to), from, bytes, "cuMemcpyHtoDAsync");
         return CUDA_SUCCESS;
     }
     REQUIRE(stream->capture == nullptr, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED);
     const unsigned char* first = static_cast<const unsigned char*>(from);
-    enqueue(stream, Kind::copy, [staged = std::vector<unsigned char>(first, first + bytes), to] { memcpy(pointer(to), staged.data(), staged.size()); });
+    enqueue(stream, Kind::copy, [staged = std::vector<unsigned char>(first, first + bytes), to] {
+        memcpy(pointer(to), staged.data(), staged.size());
+    });
     return CUDA_SUCCESS;
 }
 
@@ -146,7 +154,8 @@ API cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, void* h
 template <class T>
 static CUresult fill(CUdeviceptr to, T value, size_t count, const std::shared_ptr<Stream>& stream) {
     REQUIRE(stream != nullptr, CUDA_ERROR_INVALID_HANDLE);
-    REQUIRE(count <= SIZE_MAX / sizeof(T) && on_device(to, count * sizeof(T)) && to % sizeof(T) == 0, CUDA_ERROR_INVALID_VALUE);
+    REQUIRE(count <= SIZE_MAX / sizeof(T) && on_device(to, count * sizeof(T)) && to % sizeof(T) == 0,
+            CUDA_ERROR_INVALID_VALUE);
     enqueue(stream, Kind::fill, [=] {
         T* first = static_cast<T*>(pointer(to));
         for (size_t i = 0; i < count; i++) first[i] = value;

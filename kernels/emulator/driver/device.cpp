@@ -15,7 +15,7 @@ DeviceContext contexts[64];
 thread_local DeviceContext* bound = nullptr;
 
 std::recursive_mutex& mutex() {
-    static std::recursive_mutex m;
+    static auto& m = *new std::recursive_mutex;
     return m;
 }
 
@@ -23,7 +23,8 @@ std::recursive_mutex& mutex() {
 
 Call::Call(const char* function) : lock(mutex()), error(injected_failure(function)) {
     if (error != CUDA_SUCCESS) return;
-    const bool before_init = strcmp(function, "cuInit") == 0 || strcmp(function, "cuDriverGetVersion") == 0 || strncmp(function, "cuGetError", 10) == 0;
+    const bool before_init = strcmp(function, "cuInit") == 0 || strcmp(function, "cuDriverGetVersion") == 0 ||
+                             strncmp(function, "cuGetError", 10) == 0;
     if (!initialized && !before_init) error = CUDA_ERROR_NOT_INITIALIZED;
 }
 
@@ -109,19 +110,29 @@ API cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
     static const struct {
         int attribute, value;
     } table[] = {
-        {1, 1024}, {2, 1024}, {3, 1024}, {4, 64},            // threads of a block, and along x, y, z
-        {5, 2147483647}, {6, 65535}, {7, 65535},             // blocks along x, y, z
-        {8, 48 << 10}, {9, 64 << 10}, {10, 32}, {12, 65536}, // shared, constant, warp, registers of a block
-        {13, 1980000}, {15, 1}, {16, 132}, {18, 0}, {19, 1}, {20, 0}, {31, 1}, {32, 1}, {33, 1}, {34, 0},
-        {36, 2619000}, {37, 5120}, {38, 50 << 20}, {39, 2048}, {40, 3}, {41, 1}, {50, 0},
-        {78, 1}, {82, 65536}, {83, 1}, {90, 1}, {95, 1}, {106, 32}, {111, 1 << 10}, {115, 1},
+        {1, 1024},       {2, 1024},     {3, 1024},  {4, 64},      // threads of a block, and along x, y, z
+        {5, 2147483647}, {6, 65535},    {7, 65535},               // blocks along x, y, z
+        {8, 48 << 10},   {9, 64 << 10}, {10, 32},   {12, 65536},  // shared, constant, warp, registers of a block
+        {13, 1980000},   {15, 1},       {16, 132},  {18, 0},        {19, 1},    {20, 0},        {31, 1},  {32, 1}, {33, 1},
+        {34, 0},         {36, 2619000}, {37, 5120}, {38, 50 << 20}, {39, 2048}, {40, 3},        {41, 1},  {50, 0}, {78, 1},
+        {82, 65536},     {83, 1},       {90, 1},    {95, 1},        {106, 32},  {111, 1 << 10}, {115, 1},
     };
     switch (attribute) {
-        case 75: *value = arch / 10; return CUDA_SUCCESS;
-        case 76: *value = arch % 10; return CUDA_SUCCESS;
-        case 81: *value = static_cast<int>(max_shared_of_arch() + RESERVED_SHARED); return CUDA_SUCCESS;
-        case 97: *value = static_cast<int>(max_shared_of_arch()); return CUDA_SUCCESS;
-        case 33: *value = device + 1; return CUDA_SUCCESS;
+        case 75:
+            *value = arch / 10;
+            return CUDA_SUCCESS;
+        case 76:
+            *value = arch % 10;
+            return CUDA_SUCCESS;
+        case 81:
+            *value = static_cast<int>(max_shared_of_arch() + RESERVED_SHARED);
+            return CUDA_SUCCESS;
+        case 97:
+            *value = static_cast<int>(max_shared_of_arch());
+            return CUDA_SUCCESS;
+        case 33:
+            *value = device + 1;
+            return CUDA_SUCCESS;
     }
     for (const auto& row : table)
         if (row.attribute == attribute) {
@@ -217,8 +228,11 @@ static const struct {
     {904, "CUDA_ERROR_STREAM_CAPTURE_UNJOINED", "capturing stream has unjoined work"},
     {905, "CUDA_ERROR_STREAM_CAPTURE_ISOLATION", "dependency created on uncaptured work in another stream"},
     {907, "CUDA_ERROR_CAPTURED_EVENT", "operation not permitted on an event last recorded in a capturing stream"},
-    {908, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD", "attempt to terminate a thread-local capture sequence from another thread"},
-    {910, "CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE", "the graph update was not performed because it included changes which violated constraints specific to instantiated graph update"},
+    {908, "CUDA_ERROR_STREAM_CAPTURE_WRONG_THREAD",
+     "attempt to terminate a thread-local capture sequence from another thread"},
+    {910, "CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE",
+     "the graph update was not performed because it included changes which violated constraints specific to instantiated "
+     "graph update"},
     {999, "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
 

@@ -35,7 +35,8 @@ void on_signal(int signal, siginfo_t* info, void*) {
         else
             describe_address(info->si_addr, what, sizeof what);
     } else {
-        snprintf(what, sizeof what, "%s at %p", signal == SIGFPE ? "an integer division by zero" : "an illegal instruction", info->si_addr);
+        snprintf(what, sizeof what, "%s at %p", signal == SIGFPE ? "an integer division by zero" : "an illegal instruction",
+                 info->si_addr);
     }
     snprintf(line, sizeof line, "emulator: %s: %s\n", place, what);
     print(line);
@@ -102,11 +103,13 @@ struct OutOfBounds {
 
 extern "C" {
 __attribute__((visibility("default"))) void __ubsan_handle_type_mismatch_v1_abort(TypeMismatch* data, void* pointer) {
-    if (pointer == nullptr) emulator::fail("an access through a null pointer (%s:%u)", data->location.file, data->location.line);
-    emulator::fail("address %p of %s is not aligned to %u bytes (%s:%u)", pointer, data->type->name, 1u << data->log_alignment, data->location.file,
-                   data->location.line);
+    if (pointer == nullptr)
+        emulator::fail("an access through a null pointer (%s:%u)", data->location.file, data->location.line);
+    emulator::fail("address %p of %s is not aligned to %u bytes (%s:%u)", pointer, data->type->name,
+                   1u << data->log_alignment, data->location.file, data->location.line);
 }
 __attribute__((visibility("default"))) void __ubsan_handle_out_of_bounds_abort(OutOfBounds* data, uintptr_t index) {
-    emulator::fail("index %lld is outside of %s (%s:%u)", static_cast<long long>(index), data->array->name, data->location.file, data->location.line);
+    emulator::fail("index %lld is outside of %s (%s:%u)", static_cast<long long>(index), data->array->name,
+                   data->location.file, data->location.line);
 }
 }

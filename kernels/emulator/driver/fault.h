@@ -5,13 +5,13 @@ namespace emulator {
 
 // While one lives, accesses to memory that is not there are reported with the kernel, block and thread that made them.
 class FaultHandler {
-   public:
+ public:
     FaultHandler();
     ~FaultHandler();
     FaultHandler(const FaultHandler&) = delete;
     FaultHandler& operator=(const FaultHandler&) = delete;
 
-   private:
+ private:
     bool outermost_;
 };
 

@@ -74,7 +74,8 @@ void switch_to(Context& from, Context& to) { emulator_switch(&from.stack_pointer
 
 void prepare(Context& context, unsigned char*, unsigned char* top, void (*entry)()) {
 #if defined(__x86_64__)
-    // Six registers, then the address that `ret` takes; after it the stack pointer is 8 past a multiple of 16, as after a call.
+    // Six registers, then the address that `ret` takes; after it the stack pointer is 8 past a multiple of 16, as after a
+    // call.
     constexpr size_t FRAME = 64, ENTRY = 48;
 #else
     constexpr size_t FRAME = 160, ENTRY = 88;
@@ -109,7 +110,8 @@ unsigned char* stacks = nullptr;
 
 unsigned char* stack_bottom(unsigned i) {
     if (stacks == nullptr) {
-        void* all = mmap(nullptr, STACKS * (GUARD + STACK_BYTES), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void* all =
+            mmap(nullptr, STACKS * (GUARD + STACK_BYTES), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (all == MAP_FAILED) {
             perror("emulator: no memory for the threads' stacks");
             abort();

@@ -8,11 +8,12 @@ using namespace emulator;
 
 namespace {
 
-std::map<void*, std::shared_ptr<Graph>> graphs;
+// Never destroyed: threads may still call the driver while the process ends.
+auto& graphs = *new std::map<void*, std::shared_ptr<Graph>>;
 struct Executable {
     std::shared_ptr<const Graph> graph;
 };
-std::map<void*, std::unique_ptr<Executable>> executables;
+auto& executables = *new std::map<void*, std::unique_ptr<Executable>>;
 
 // Whether every node comes before one of `last`.
 bool all_joined(const Graph& graph, const std::vector<size_t>& last) {

@@ -22,8 +22,9 @@ struct Function {
     int carveout = -1;
 };
 
-std::set<Module*> modules;
-std::map<Function*, std::unique_ptr<Function>> functions;
+// Never destroyed: threads may still call the driver while the process ends.
+auto& modules = *new std::set<Module*>;
+auto& functions = *new std::map<Function*, std::unique_ptr<Function>>;
 
 Function* function_of(void* handle) {
     const auto it = functions.find(static_cast<Function*>(handle));
@@ -54,12 +55,13 @@ CUresult launch(void* handle, dim3 grid, dim3 block, unsigned shared, void* stre
     const CUresult shape = check_shape(*f, grid, block, shared);
     REQUIRE(shape == CUDA_SUCCESS, shape);
     REQUIRE(parameters != nullptr || f->kernel->parameters.empty(), CUDA_ERROR_INVALID_VALUE);
-    auto job = std::make_shared<Launch>(Launch{f->kernel, grid, block, shared, std::vector<unsigned char>(f->kernel->parameter_bytes), 0});
+    auto job = std::make_shared<Launch>(
+        Launch{f->kernel, grid, block, shared, std::vector<unsigned char>(f->kernel->parameter_bytes), 0});
     for (size_t i = 0; i < f->kernel->parameters.size(); i++) {
         REQUIRE(parameters[i] != nullptr, CUDA_ERROR_INVALID_VALUE);
         memcpy(job->parameters.data() + f->kernel->parameters[i].offset, parameters[i], f->kernel->parameters[i].size);
     }
-    job->seed = mix(mix(settings().seed, hash(f->kernel->name)), stream->launches++);
+    job->seed = mix(stream->seed++, hash(f->kernel->name));
     enqueue(stream, Kind::kernel, [job] {
         run_grid(*job);
         job->seed = mix(job->seed, 1);  // a graph runs it again
@@ -85,7 +87,8 @@ API cuModuleUnload(void* module) {
     Module* m = static_cast<Module*>(module);
     REQUIRE(modules.erase(m) == 1, CUDA_ERROR_INVALID_HANDLE);
     run_device(current_context()->device);
-    for (auto it = functions.begin(); it != functions.end();) it = it->second->module == m ? functions.erase(it) : std::next(it);
+    for (auto it = functions.begin(); it != functions.end();)
+        it = it->second->module == m ? functions.erase(it) : std::next(it);
     delete m;
     return CUDA_SUCCESS;
 }
@@ -154,13 +157,14 @@ API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* function, int
     Function* f = function_of(function);
     REQUIRE(f != nullptr, CUDA_ERROR_INVALID_HANDLE);
     REQUIRE(blocks != nullptr && threads > 0 && threads <= 1024, CUDA_ERROR_INVALID_VALUE);
-    const size_t by_threads = 2048 / static_cast<size_t>((threads + 31) / 32 * 32), by_shared = (max_shared_of_arch() + RESERVED_SHARED) / (shared + RESERVED_SHARED);
+    const size_t by_threads = 2048 / static_cast<size_t>((threads + 31) / 32 * 32),
+                 by_shared = (max_shared_of_arch() + RESERVED_SHARED) / (shared + RESERVED_SHARED);
     *blocks = shared > f->max_dynamic ? 0 : static_cast<int>(by_threads < by_shared ? by_threads : by_shared);
     return CUDA_SUCCESS;
 }
 
-API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared, void* stream, void** parameters,
-                   void** extra) {
+API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, void* stream, void** parameters, void** extra) {
     ENTER_WITH_CONTEXT;
     return launch(function, dim3(gx, gy, gz), dim3(bx, by, bz), shared, stream, parameters, extra);
 }
@@ -192,8 +196,9 @@ API cuLaunchKernelEx(const LaunchConfig* config, void* function, void** paramete
     for (unsigned i = 0; i < config->attribute_count; i++) {
         const LaunchAttribute& a = config->attributes[i];
         const bool one_block = a.value.cluster.x <= 1 && a.value.cluster.y <= 1 && a.value.cluster.z <= 1;
-        REQUIRE(a.id != 4 || one_block, CUDA_ERROR_NOT_SUPPORTED);  // cluster dimension
+        REQUIRE(a.id != 4 || one_block, CUDA_ERROR_NOT_SUPPORTED);          // cluster dimension
         REQUIRE(a.id != 2 || a.value.flag == 0, CUDA_ERROR_NOT_SUPPORTED);  // cooperative: blocks run one after another
     }
-    return launch(function, dim3(config->gx, config->gy, config->gz), dim3(config->bx, config->by, config->bz), config->shared, config->stream, parameters, extra);
+    return launch(function, dim3(config->gx, config->gy, config->gz), dim3(config->bx, config->by, config->bz),
+                  config->shared, config->stream, parameters, extra);
 }

@@ -28,7 +28,8 @@ void check_range(const char* what, const void* first, size_t bytes, size_t align
     if (reinterpret_cast<uintptr_t>(first) % align != 0) fail("%s at %p is not aligned to %zu bytes", what, first, align);
     if (kind_of(first, bytes) == Memory::device) return;
     char where[320];
-    describe_address(static_cast<const char*>(first) + (kind_of(first, 1) == Memory::device ? bytes - 1 : 0), where, sizeof where);
+    describe_address(static_cast<const char*>(first) + (kind_of(first, 1) == Memory::device ? bytes - 1 : 0), where,
+                     sizeof where);
     fail("%s, %zu bytes at %p, leaves its buffer: %s", what, bytes, first, where);
 }
 

@@ -21,13 +21,14 @@ struct Buffer {
     int device;
     unsigned char* mapping;
     size_t mapped;
-    bool live;
+    bool live, given_up;
 };
 
 constexpr size_t GUARD = 64 << 10, POISON_FILE = 16 << 20, KEPT_AFTER_FREE = 256;
 
-std::map<uintptr_t, Buffer> buffers;  // by first address
-std::deque<uintptr_t> freed;
+// Never destroyed: threads may still call the driver while the process ends.
+auto& buffers = *new std::map<uintptr_t, Buffer>;  // by first address
+auto& freed = *new std::deque<uintptr_t>;
 size_t used[64];
 
 // A file of poison, mapped privately wherever much of it is needed: pages that are never written then cost no memory.
@@ -53,7 +54,9 @@ bool make_poison(unsigned char* at, size_t bytes) {
     }
     for (size_t done = 0; done < bytes; done += POISON_FILE) {
         const size_t n = bytes - done < POISON_FILE ? bytes - done : POISON_FILE;
-        if (mmap(at + done, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, poison_file(), 0) == MAP_FAILED) return false;
+        if (mmap(at + done, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE, poison_file(), 0) ==
+            MAP_FAILED)
+            return false;
     }
     return true;
 }
@@ -83,16 +86,24 @@ void* allocate(size_t bytes, Memory kind, int device) {
     }
     if (kind == Memory::device) used[device] += rounded;
     unsigned char* start = first + pages - rounded;
-    buffers[reinterpret_cast<uintptr_t>(start)] = {bytes, kind, device, static_cast<unsigned char*>(mapping), mapped, true};
+    buffers[reinterpret_cast<uintptr_t>(start)] = {bytes,  kind, device, static_cast<unsigned char*>(mapping),
+                                                   mapped, true, false};
     return start;
 }
 
-bool release(void* pointer, Memory kind) {
-    auto it = buffers.find(reinterpret_cast<uintptr_t>(pointer));
-    if (it == buffers.end() || !it->second.live || it->second.kind != kind) return false;
+bool give_up(void* pointer, Memory kind) {
+    const auto it = buffers.find(reinterpret_cast<uintptr_t>(pointer));
+    if (it == buffers.end() || !it->second.live || it->second.given_up || it->second.kind != kind) return false;
+    Buffer& b = it->second;
+    b.given_up = true;
+    if (kind == Memory::device) used[b.device] -= (b.bytes + 15) / 16 * 16;
+    return true;
+}
+
+void release(void* pointer) {
+    const auto it = buffers.find(reinterpret_cast<uintptr_t>(pointer));
     Buffer& b = it->second;
     b.live = false;
-    if (kind == Memory::device) used[b.device] -= (b.bytes + 15) / 16 * 16;
     mmap(b.mapping, b.mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
     freed.push_back(it->first);
     if (freed.size() > KEPT_AFTER_FREE) {
@@ -101,13 +112,14 @@ bool release(void* pointer, Memory kind) {
         munmap(oldest->second.mapping, oldest->second.mapped);
         buffers.erase(oldest);
     }
-    return true;
 }
 
 Memory kind_of(const void* pointer, size_t bytes) {
     const uintptr_t at = reinterpret_cast<uintptr_t>(pointer);
     const auto it = before(at);
-    if (it == buffers.end() || !it->second.live || at - it->first > it->second.bytes || bytes > it->second.bytes - (at - it->first)) return Memory::none;
+    if (it == buffers.end() || !it->second.live || at - it->first > it->second.bytes ||
+        bytes > it->second.bytes - (at - it->first))
+        return Memory::none;
     return it->second.kind;
 }
 
@@ -126,7 +138,8 @@ void describe_address(const void* address, char* text, size_t size) {
     const auto next = buffers.upper_bound(at);
     // The nearer of the buffer that begins before and the one that begins after.
     const bool inside_before = it != buffers.end() && at < it->first + it->second.bytes;
-    if (next != buffers.end() && !inside_before && (it == buffers.end() || next->first - at < at - (it->first + it->second.bytes)))
+    if (next != buffers.end() && !inside_before &&
+        (it == buffers.end() || next->first - at < at - (it->first + it->second.bytes)))
         it = next;
     if (it == buffers.end()) {
         snprintf(end, room, ": no buffer is near");
@@ -135,12 +148,14 @@ void describe_address(const void* address, char* text, size_t size) {
     const Buffer& b = it->second;
     const char* kind = !b.live ? "freed buffer" : b.kind == Memory::pinned ? "pinned buffer" : "buffer";
     if (at < it->first)
-        snprintf(end, room, ", %zu bytes before the %s of %zu bytes at %p", static_cast<size_t>(it->first - at), kind, b.bytes, reinterpret_cast<void*>(it->first));
+        snprintf(end, room, ", %zu bytes before the %s of %zu bytes at %p", static_cast<size_t>(it->first - at), kind,
+                 b.bytes, reinterpret_cast<void*>(it->first));
     else if (at >= it->first + b.bytes)
-        snprintf(end, room, ", %zu bytes past the end of the %s of %zu bytes at %p", static_cast<size_t>(at - it->first - b.bytes), kind, b.bytes,
-                 reinterpret_cast<void*>(it->first));
+        snprintf(end, room, ", %zu bytes past the end of the %s of %zu bytes at %p",
+                 static_cast<size_t>(at - it->first - b.bytes), kind, b.bytes, reinterpret_cast<void*>(it->first));
     else
-        snprintf(end, room, ", byte %zu of the %s of %zu bytes at %p", static_cast<size_t>(at - it->first), kind, b.bytes, reinterpret_cast<void*>(it->first));
+        snprintf(end, room, ", byte %zu of the %s of %zu bytes at %p", static_cast<size_t>(at - it->first), kind, b.bytes,
+                 reinterpret_cast<void*>(it->first));
 }
 
 }  // namespace emulator

@@ -9,8 +9,10 @@ enum class Memory { none, device, pinned };
 
 // Poisoned memory whose last byte (of `bytes` rounded up to 16) lies right before a guard page; null if there is none.
 void* allocate(size_t bytes, Memory kind, int device);
-// Makes it inaccessible; false if it is not the start of such an allocation.
-bool release(void* pointer, Memory kind);
+// Gives its bytes back; false if it is not the start of such an allocation. The memory itself stays until `release`.
+bool give_up(void* pointer, Memory kind);
+// Makes it inaccessible.
+void release(void* pointer);
 
 // The kind of memory that all of [pointer, pointer + bytes) lies in, in one allocation.
 Memory kind_of(const void* pointer, size_t bytes);

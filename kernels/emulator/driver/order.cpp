@@ -7,8 +7,9 @@
 namespace emulator {
 namespace {
 
-std::map<void*, std::shared_ptr<Stream>> streams;
-std::map<void*, std::shared_ptr<Event>> events;
+// Never destroyed: threads may still call the driver while the process ends.
+auto& streams = *new std::map<void*, std::shared_ptr<Stream>>;
+auto& events = *new std::map<void*, std::shared_ptr<Event>>;
 
 std::shared_ptr<Event> event_of(void* handle) {
     const auto it = events.find(handle);
@@ -186,10 +187,14 @@ API cuEventElapsedTime_v2(float* milliseconds, void* start_handle, void* end_han
     ENTER_WITH_CONTEXT;
     const auto start = event_of(start_handle), end = event_of(end_handle);
     REQUIRE(milliseconds != nullptr, CUDA_ERROR_INVALID_VALUE);
-    REQUIRE(start != nullptr && end != nullptr && start->timed && end->timed && start->seconds != nullptr && end->seconds != nullptr, CUDA_ERROR_INVALID_HANDLE);
+    REQUIRE(start != nullptr && end != nullptr && start->timed && end->timed && start->seconds != nullptr &&
+                end->seconds != nullptr,
+            CUDA_ERROR_INVALID_HANDLE);
     REQUIRE(start->capture == nullptr && end->capture == nullptr, CUDA_ERROR_CAPTURED_EVENT);
     REQUIRE(is_done(start->ticket) && is_done(end->ticket), CUDA_ERROR_NOT_READY);
     *milliseconds = static_cast<float>((*end->seconds - *start->seconds) * 1e3);
     return CUDA_SUCCESS;
 }
-API cuEventElapsedTime(float* milliseconds, void* start, void* end) { return cuEventElapsedTime_v2(milliseconds, start, end); }
+API cuEventElapsedTime(float* milliseconds, void* start, void* end) {
+    return cuEventElapsedTime_v2(milliseconds, start, end);
+}

@@ -7,7 +7,7 @@
 namespace emulator {
 namespace {
 std::map<std::string, Kernel>& kernels() {
-    static std::map<std::string, Kernel> all;
+    static auto& all = *new std::map<std::string, Kernel>;
     return all;
 }
 }  // namespace
@@ -15,7 +15,8 @@ std::map<std::string, Kernel>& kernels() {
 void register_kernel(const char* name, void (*function)(), Invoke invoke, const Parameter* parameters, size_t count) {
     Kernel kernel{name, function, invoke, {parameters, parameters + count}, 0};
     if (count > 0) kernel.parameter_bytes = parameters[count - 1].offset + parameters[count - 1].size;
-    if (kernel.parameter_bytes > 4096) fail("%zu bytes of parameters of kernel %s, of 4096 at most", kernel.parameter_bytes, name);
+    if (kernel.parameter_bytes > 4096)
+        fail("%zu bytes of parameters of kernel %s, of 4096 at most", kernel.parameter_bytes, name);
     if (!kernels().insert({name, kernel}).second) fail("two kernels have the name %s", name);
 }
 

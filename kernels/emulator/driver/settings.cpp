@@ -42,15 +42,16 @@ std::multimap<std::string, Failure> read_failures() {
 
 const Settings& settings() {
     static const Settings all = {number("EMULATOR_SEED", 1), static_cast<size_t>(number("EMULATOR_MEMORY", 8ull << 30)),
-                                 static_cast<int>(number("EMULATOR_DRIVER", 13000)), static_cast<int>(number("EMULATOR_ARCH", 90)),
+                                 static_cast<int>(number("EMULATOR_DRIVER", 13000)),
+                                 static_cast<int>(number("EMULATOR_ARCH", 90)),
                                  static_cast<int>(number("EMULATOR_DEVICES", 1))};
     return all;
 }
 
 int injected_failure(const char* function) {
-    static const std::multimap<std::string, Failure> failures = read_failures();
+    static const auto& failures = *new std::multimap<std::string, Failure>(read_failures());
     if (failures.empty()) return 0;
-    static std::map<std::string, unsigned long> calls;
+    static auto& calls = *new std::map<std::string, unsigned long>;
     const unsigned long call = ++calls[function];
     const auto range = failures.equal_range(function);
     for (auto it = range.first; it != range.second; ++it)

@@ -6,11 +6,11 @@
 namespace emulator {
 
 struct Settings {
-    uint64_t seed;   // EMULATOR_SEED: of every order that is drawn
-    size_t memory;   // EMULATOR_MEMORY: bytes of a device
-    int driver;      // EMULATOR_DRIVER: 13000 is CUDA 13.0
-    int arch;        // EMULATOR_ARCH: 90 is sm_90
-    int devices;     // EMULATOR_DEVICES
+    uint64_t seed;  // EMULATOR_SEED: of every order that is drawn
+    size_t memory;  // EMULATOR_MEMORY: bytes of a device
+    int driver;     // EMULATOR_DRIVER: 13000 is CUDA 13.0
+    int arch;       // EMULATOR_ARCH: 90 is sm_90
+    int devices;    // EMULATOR_DEVICES
 };
 const Settings& settings();
 

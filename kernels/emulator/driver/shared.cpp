@@ -48,7 +48,8 @@ void shared_static(SharedSite& site, size_t bytes, const char* name) {
     if (sites == SITES || static_bytes + rounded > MAX_STATIC_SHARED)
         fail("%zu bytes of static shared memory with `%s`, of %zu at most", static_bytes + rounded, name, MAX_STATIC_SHARED);
     if (static_bytes + rounded + dynamic_bytes > MAX_SHARED)
-        fail("%zu bytes of static and %zu of dynamic shared memory, of %zu at most", static_bytes + rounded, dynamic_bytes, MAX_SHARED);
+        fail("%zu bytes of static and %zu of dynamic shared memory, of %zu at most", static_bytes + rounded, dynamic_bytes,
+             MAX_SHARED);
     site.block = block_serial;
     site.memory = region + static_used;
     site_list[sites++] = {name, static_used, bytes};
@@ -65,7 +66,8 @@ void check_shared() {
     for (size_t s = 0; s < sites; s++) {
         const size_t end = site_list[s].begin + site_list[s].bytes, next = round16(end) + GAP;
         for (size_t i = end; i < next; i++)
-            if (region[i] != 0xff) fail("a write %zu bytes past the end of the shared array `%s`", i - end, site_list[s].name);
+            if (region[i] != 0xff)
+                fail("a write %zu bytes past the end of the shared array `%s`", i - end, site_list[s].name);
     }
 }
 

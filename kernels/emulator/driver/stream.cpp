@@ -8,17 +8,41 @@
 namespace emulator {
 namespace {
 
-std::vector<std::shared_ptr<Stream>> streams;
-std::vector<std::shared_ptr<Stream>> default_streams;
+// Never destroyed: threads may still call the driver while the process ends.
+auto& streams = *new std::vector<std::shared_ptr<Stream>>;
+auto& default_streams = *new std::vector<std::shared_ptr<Stream>>;
 
+struct Later {
+    std::vector<Ticket> after;
+    std::function<void()> then;
+};
+auto& later = *new std::vector<Later>;
+
+thread_local bool seeded = false;
+thread_local Random thread_order;
+
+// Each thread draws from the seed anew.
 Random& order() {
-    static Random random{settings().seed};
-    return random;
+    if (!seeded) thread_order.state = settings().seed;
+    seeded = true;
+    return thread_order;
+}
+
+void do_what_is_due() {
+    for (size_t i = 0; i < later.size();) {
+        if (!std::all_of(later[i].after.begin(), later[i].after.end(), is_done)) {
+            i++;
+            continue;
+        }
+        const auto then = std::move(later[i].then);
+        later.erase(later.begin() + static_cast<ptrdiff_t>(i));
+        then();
+    }
 }
 
 bool may_run(const Stream& stream) {
-    return !stream.queue.empty() &&
-           std::all_of(stream.queue.front().after.begin(), stream.queue.front().after.end(), [](const Ticket& t) { return is_done(t); });
+    return !stream.queue.empty() && std::all_of(stream.queue.front().after.begin(), stream.queue.front().after.end(),
+                                                [](const Ticket& t) { return is_done(t); });
 }
 
 void run_first(const std::shared_ptr<Stream>& stream) {
@@ -51,6 +75,8 @@ std::shared_ptr<Stream> new_stream(int device, bool blocking, bool is_default) {
     auto stream = std::make_shared<Stream>();
     stream->device = device;
     stream->blocking = blocking;
+    stream->seed = order().next();
+    stream->thread = std::this_thread::get_id();
     (is_default ? default_streams : streams).push_back(stream);
     return stream;
 }
@@ -77,6 +103,7 @@ void enqueue(const std::shared_ptr<Stream>& stream, Kind kind, std::function<voi
         for (const auto& s : default_streams)
             if (s->device == stream->device) after.push_back(last_of(s));
     stream->queue.push_back({++stream->queued, operation, std::move(after)});
+    stream->thread = std::this_thread::get_id();
 }
 
 Ticket last_of(const std::shared_ptr<Stream>& stream) { return {stream, stream->queued}; }
@@ -86,10 +113,12 @@ bool is_done(const Ticket& ticket) { return ticket.stream == nullptr || ticket.s
 void run_towards(const Ticket& ticket) {
     if (is_done(ticket)) return;
     // Every other time somebody else's turn, where somebody else can run.
-    if ((order().next() & 1) != 0 && !streams.empty()) {
-        const auto other = streams[order().below(static_cast<uint32_t>(streams.size()))];
-        if (may_run(*other)) {
-            run_first(other);
+    if ((order().next() & 1) != 0) {
+        std::vector<std::shared_ptr<Stream>> ready;
+        for (const auto& s : streams)
+            if (s->thread == std::this_thread::get_id() && may_run(*s)) ready.push_back(s);
+        if (!ready.empty()) {
+            run_first(ready[order().below(static_cast<uint32_t>(ready.size()))]);
             return;
         }
     }
@@ -98,6 +127,7 @@ void run_towards(const Ticket& ticket) {
 
 void run_until(const Ticket& ticket) {
     while (!is_done(ticket)) run_towards(ticket);
+    do_what_is_due();
 }
 
 void run_device(int device) {
@@ -105,6 +135,15 @@ void run_device(int device) {
     for (const auto* list : {&all, &defaults})
         for (const auto& s : *list)
             if (s->device == device) run_until(last_of(s));
+}
+
+void after_queued_work(std::function<void()> then) {
+    Later item{{}, std::move(then)};
+    for (const auto* list : {&streams, &default_streams})
+        for (const auto& s : *list)
+            if (!is_done(last_of(s))) item.after.push_back(last_of(s));
+    later.push_back(std::move(item));
+    do_what_is_due();
 }
 
 void run_graph(const Graph& graph) {

@@ -1,4 +1,5 @@
-// Streams as lazy queues: work runs when somebody waits for it, and streams that no event orders take turns in a drawn order.
+// Streams as lazy queues: work runs when somebody waits for it, and streams that no event orders take turns in a drawn
+// order.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -55,7 +56,9 @@ struct Stream {
     int device = 0;
     bool blocking = false;  // ordered with the default stream
     std::deque<Queued> queue;
-    uint64_t queued = 0, done = 0, launches = 0;
+    uint64_t queued = 0, done = 0;
+    uint64_t seed = 0;       // of the next launch
+    std::thread::id thread;  // that queued last
     std::shared_ptr<Capture> capture;
     std::vector<size_t> captured_last;  // nodes that what is captured next comes after
 };
@@ -78,12 +81,15 @@ void enqueue(const std::shared_ptr<Stream>& stream, Kind kind, std::function<voi
 
 Ticket last_of(const std::shared_ptr<Stream>& stream);
 bool is_done(const Ticket& ticket);
-// Runs until the ticket's work is done; some of other streams' work runs in between.
+// Runs until the ticket's work is done; some of the work that this thread queued on other streams runs in between. Threads
+// do not run each other's work unless they have to, so that a test does the same beside other tests as alone.
 void run_until(const Ticket& ticket);
 // Runs one operation on the way to the ticket.
 void run_towards(const Ticket& ticket);
-// Runs all work of a device, or of its streams that are ordered with the default stream.
+// Runs all work of a device.
 void run_device(int device);
+// Calls `then` once all work that is queued now on any stream is done.
+void after_queued_work(std::function<void()> then);
 
 void run_graph(const Graph& graph);
 

@@ -4,10 +4,10 @@
 use crate::backend::{EmbeddingBackward, EmbeddingForward, Groups};
 use crate::cpu::Cpu;
 use crate::cpu::layernorm::{normalize, normalize_backward};
-use crate::cpu::math::{Mask, add_partials, block_rows, check_indices, check_range, grain, range_mut, simd};
+use crate::cpu::math::{Mask, add_partials, block_rows, check_indices, grain, range_mut, simd};
 use crate::cpu::memory::Scratch;
-use crate::cpu::rows::{add_at, check_table};
-use crate::error::check_len;
+use crate::cpu::rows::add_at;
+use crate::error::{check_len, check_range, check_table};
 use crate::{Error, Result, Scalar};
 use rayon::prelude::*;
 

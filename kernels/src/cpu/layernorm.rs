@@ -7,9 +7,9 @@
 
 use crate::backend::{LayerNormBackward, LayerNormForward};
 use crate::cpu::Cpu;
-use crate::cpu::math::{Mask, add, add_partials, block_rows, check_range, grain, simd, sum, sum2};
+use crate::cpu::math::{Mask, add, add_partials, block_rows, grain, simd, sum, sum2};
 use crate::cpu::memory::Scratch;
-use crate::error::check_len;
+use crate::error::{check_len, check_range};
 use crate::{Result, Scalar};
 use rayon::prelude::*;
 

@@ -2,7 +2,7 @@
 
 use crate::backend::Dropout;
 use crate::cpu::Cpu;
-use crate::error::check_len;
+use crate::error::{check_len, check_range};
 use crate::philox::{DROPOUT, DropoutRate, M0, M1, W0, W1};
 use crate::{Error, Result, Scalar};
 use rayon::prelude::*;
@@ -164,22 +164,6 @@ pub fn range_mut<'a, T>(
 ) -> Result<&'a mut [T]> {
     check_range(op, arg, table.len(), range, want)?;
     Ok(&mut table[range.clone()])
-}
-
-/// Checks a range of the flat table of gradients.
-pub fn check_range(
-    op: &'static str,
-    arg: &'static str,
-    table: usize,
-    range: &Range<usize>,
-    want: usize,
-) -> Result<()> {
-    check_len(op, arg, range.len(), want)?;
-    if range.end > table {
-        let what = format!("`{arg}` ends at {} in a table of {table} elements", range.end);
-        return Err(Error::Unsupported { op, what });
-    }
-    Ok(())
 }
 
 /// Checks that every index is below `limit`.

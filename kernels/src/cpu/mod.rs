@@ -43,6 +43,7 @@ impl<T: Scalar> Default for Cpu<T> {
 }
 
 impl<T: Scalar> Backend for Cpu<T> {
+    const HOST: bool = true;
     type Elem = T;
     type Acc = T;
     type Mem<U: Pod + Send + Sync> = Buffer<U>;
@@ -202,6 +203,9 @@ impl<T: Scalar> Backend for Cpu<T> {
     }
     fn root_of_sum(&self, norm: &mut [T], sums: &[f64]) -> Result<()> {
         optim::root_of_sum(norm, sums)
+    }
+    fn find_nonfinite(&self, place: &mut [T], x: &[T], norm: &[T]) -> Result<()> {
+        optim::find_nonfinite(place, x, norm)
     }
     fn clip(&self, x: &mut [T], norm: &[T], max_norm: f64) -> Result<()> {
         optim::clip(x, norm, max_norm)

@@ -3,8 +3,8 @@
 
 use crate::backend::{OptimizerHyper, OptimizerStep, STRETCH, TensorSpan, lamb_sums, stretches};
 use crate::cpu::Cpu;
-use crate::cpu::math::{CHUNK, WIDE, add, check_range, grain, simd, vector, vector_mut};
-use crate::error::check_len;
+use crate::cpu::math::{CHUNK, WIDE, add, grain, simd, vector, vector_mut};
+use crate::error::{check_len, check_range};
 use crate::{Result, Scalar};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -40,6 +40,16 @@ pub(super) fn square_sums<T: Scalar>(sums: &mut [f64], x: &[T]) -> Result<()> {
 pub(super) fn root_of_sum<T: Scalar>(norm: &mut [T], sums: &[f64]) -> Result<()> {
     check_len("root_of_sum", "norm", norm.len(), 1)?;
     norm[0] = T::from_f64(sums.iter().sum::<f64>().sqrt());
+    Ok(())
+}
+
+pub(super) fn find_nonfinite<T: Scalar>(place: &mut [T], x: &[T], norm: &[T]) -> Result<()> {
+    check_len("find_nonfinite", "place", place.len(), 2)?;
+    check_len("find_nonfinite", "norm", norm.len(), 1)?;
+    let suspect = !norm[0].to_f64().is_finite();
+    let first = suspect.then(|| x.iter().position(|x| !x.to_f64().is_finite())).flatten();
+    let found = first.map_or([-1.0; 2], |i| [(i / STRETCH) as f64, (i % STRETCH) as f64]);
+    place.copy_from_slice(&found.map(T::from_f64));
     Ok(())
 }
 

@@ -3,8 +3,8 @@
 use crate::backend::{GatherRows, ScatterAddRows};
 use crate::cpu::Cpu;
 use crate::cpu::math::{add, check_indices, grain, simd};
-use crate::error::check_len;
-use crate::{Error, Result, Scalar};
+use crate::error::{check_len, check_table};
+use crate::{Result, Scalar};
 use rayon::prelude::*;
 
 /// Columns that one task of [`add_at`] takes.
@@ -31,15 +31,6 @@ pub(super) fn scatter_add<T: Scalar>(args: ScatterAddRows<'_, Cpu<T>>) -> Result
     let pairs = || rows.iter().enumerate().map(|(from, &to)| (from, to as usize));
     add_at(x, y, cols, rows.len(), pairs);
     Ok(())
-}
-
-/// Number of rows in a table, whose length must be a whole number of rows.
-pub(super) fn check_table(op: &'static str, arg: &'static str, len: usize, cols: usize) -> Result<usize> {
-    if cols == 0 {
-        return Err(Error::Unsupported { op, what: format!("rows of `{arg}` have 0 columns") });
-    }
-    check_len(op, arg, len, len / cols * cols)?;
-    Ok(len / cols)
 }
 
 /// `table[to] += y[from]` for every pair (from, to) in their order. Tasks are ranges of columns, so that repeated

@@ -5,12 +5,12 @@
 
 use super::failure::Doing;
 use super::images::{ARCHS, IMAGES, Image};
+use super::launch::Function;
 use super::{events, graph, timing};
 use crate::{Error, Result};
 use cudarc::driver::result as driver;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The oldest architecture that the kernels are compiled for, as in 8.0.
@@ -26,24 +26,6 @@ struct Scratch {
     bytes: usize,
 }
 
-/// A kernel that has been launched before.
-#[derive(Clone, Copy)]
-struct Function {
-    raw: sys::CUfunction,
-    /// Dynamic shared memory that its blocks may have.
-    shared: u32,
-}
-
-/// What one launch asks for.
-pub(crate) struct Grid {
-    /// Blocks.
-    pub blocks: [u32; 3],
-    /// Threads of a block.
-    pub threads: [u32; 3],
-    /// Bytes of dynamic shared memory of a block.
-    pub shared: u32,
-}
-
 /// A GPU.
 pub struct Device {
     ordinal: usize,
@@ -54,8 +36,8 @@ pub struct Device {
     raw: sys::CUdevice,
     compute: sys::CUstream,
     copies: sys::CUstream,
-    modules: Vec<sys::CUmodule>,
-    functions: Mutex<HashMap<&'static str, Function>>,
+    pub(super) modules: Vec<sys::CUmodule>,
+    pub(super) functions: Mutex<HashMap<&'static str, Function>>,
     scratch: Mutex<Scratch>,
     usage: Mutex<BTreeMap<&'static str, u64>>,
     pub(super) events: Mutex<events::Pool>,
@@ -123,6 +105,8 @@ impl Device {
     /// # Errors
     /// Whatever stands in the way, in one line with what to do.
     pub fn open(ordinal: usize) -> Result<Arc<Self>> {
+        // Who has no GPU needs no compiler.
+        count()?;
         if IMAGES.is_empty() {
             let what = "this binary was built without GPU kernels; install CUDA's nvcc or run `bash \
                         tools/cuda-toolchain.sh`, and build again";
@@ -187,7 +171,7 @@ impl Device {
         };
         for image in images {
             // SAFETY: a fatbin that nvcc wrote, whole
-            let module = unsafe { driver::module::load_data(image.bytes.as_ptr().cast()) }.doing(&format!(
+            let module = unsafe { driver::module::load_data(image.bytes.as_ptr().cast()) }.doing_with(|| format!(
                 "the kernels of {} (compiled for {ARCHS}) do not load on GPU {ordinal} ({}, compute capability {}.{})",
                 image.name, device.name, arch.0, arch.1
             ))?;
@@ -354,87 +338,10 @@ impl Device {
         })
     }
 
-    /// The kernel of that name, which takes arguments of these sizes and `shared` bytes of dynamic shared memory.
-    fn function(&self, kernel: &'static str, sizes: &[usize], shared: u32) -> Result<sys::CUfunction> {
-        let known = lock(&self.functions).get(kernel).copied();
-        if let Some(function) = known.filter(|f| f.shared >= shared) {
-            return Ok(function.raw);
-        }
-        self.leave_graph()?;
-        self.bind()?;
-        let raw = match known {
-            Some(function) => function.raw,
-            None => self.find(kernel, sizes)?,
-        };
-        if shared > 48 << 10 {
-            use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as SHARED;
-            // SAFETY: a function of this device's modules
-            unsafe { driver::function::set_function_attribute(raw, SHARED, shared as i32) }
-                .doing(&format!("a block of {kernel} cannot have {shared} bytes of shared memory"))?;
-        }
-        lock(&self.functions).insert(kernel, Function { raw, shared: shared.max(48 << 10) });
-        Ok(raw)
-    }
-
-    /// Looks a kernel up in the modules and compares its signature with the arguments that it is about to get.
-    fn find(&self, kernel: &'static str, sizes: &[usize]) -> Result<sys::CUfunction> {
-        let name = CString::new(kernel).map_err(|_| Error::Device(format!("no kernel {kernel:?}")))?;
-        // SAFETY: the modules live as long as self
-        let found =
-            self.modules.iter().find_map(|&m| unsafe { driver::module::get_function(m, name.clone()) }.ok());
-        let Some(function) = found else {
-            return Err(Error::Device(format!("this binary has no kernel {kernel}; build it again")));
-        };
-        let mut takes = Vec::new();
-        let (mut offset, mut size) = (0, 0);
-        // SAFETY: a function of this device's modules; beyond the last parameter the driver says so
-        while unsafe { sys::cuFuncGetParamInfo(function, takes.len(), &mut offset, &mut size) }
-            .result()
-            .is_ok()
-        {
-            takes.push(size);
-        }
-        if takes != sizes {
-            return Err(Error::Device(format!(
-                "{kernel} takes arguments of {takes:?} bytes and was given {sizes:?}: this binary is broken"
-            )));
-        }
-        Ok(function)
-    }
-
     /// The GPU's own number, the same in every process.
     pub(super) fn uuid(&self) -> Result<[u8; 16]> {
         let uuid = driver::device::get_uuid(self.raw).doing("cannot read the GPU's number")?;
         Ok(uuid.bytes.map(|byte| byte as u8))
-    }
-
-    /// Queues a kernel, in the order of the ops or `beside` them on another stream.
-    ///
-    /// # Safety
-    /// `params` point to values of the types of the kernel's parameters, of these `sizes`; their pointers hold for what it
-    /// does.
-    pub(crate) unsafe fn launch(
-        &self,
-        kernel: &'static str,
-        grid: Grid,
-        beside: Option<sys::CUstream>,
-        params: &mut [*mut c_void],
-        sizes: &[usize],
-    ) -> Result<()> {
-        let Grid { blocks, threads, shared } = grid;
-        let function = self.function(kernel, sizes, shared)?;
-        self.bind()?;
-        let dims = |[x, y, z]: [u32; 3]| (x, y, z);
-        let (grid, block) = (dims(blocks), dims(threads));
-        let mut launch = |stream| {
-            // SAFETY: the caller's
-            unsafe { driver::launch_kernel(function, grid, block, shared, stream, params) }
-                .doing(&format!("cannot launch {kernel} with {blocks:?} blocks of {threads:?} threads"))
-        };
-        match beside {
-            Some(stream) => launch(stream),
-            None => self.queue(kernel, || launch(self.compute)),
-        }
     }
 }
 

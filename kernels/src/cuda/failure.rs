@@ -5,19 +5,24 @@ use cudarc::driver::result::DriverError;
 use cudarc::driver::sys::CUresult;
 
 /// Adds what was being done to an error of the driver.
-pub(crate) trait Doing<T> {
-    fn doing(self, what: &str) -> Result<T>;
+pub(crate) trait Doing<T>: Sized {
+    fn doing(self, what: &str) -> Result<T> {
+        self.doing_with(|| what.to_owned())
+    }
+
+    /// The same where the words have to be put together, which no success pays for.
+    fn doing_with(self, what: impl FnOnce() -> String) -> Result<T>;
 }
 
 impl<T> Doing<T> for std::result::Result<T, DriverError> {
-    fn doing(self, what: &str) -> Result<T> {
-        self.map_err(|error| Error::Device(format!("{what}: {}", describe(error))))
+    fn doing_with(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|error| Error::Device(format!("{}: {}", what(), describe(error))))
     }
 }
 
 impl Doing<()> for CUresult {
-    fn doing(self, what: &str) -> Result<()> {
-        self.result().doing(what)
+    fn doing_with(self, what: impl FnOnce() -> String) -> Result<()> {
+        self.result().doing_with(what)
     }
 }
 

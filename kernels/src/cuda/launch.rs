@@ -1,13 +1,15 @@
 //! Launching a kernel: its arguments are collected one by one in the order of its signature.
 
-use super::device::{Device, Grid};
+use super::device::{Device, lock};
+use super::failure::Doing;
 use super::memory::{View, ViewMut};
 use super::{Cuda, Element};
-use crate::Result;
 use crate::backend::Dropout;
 use crate::error::check_len;
-use cudarc::driver::sys::CUstream;
-use std::ffi::c_void;
+use crate::{Error, Result};
+use cudarc::driver::result as driver;
+use cudarc::driver::sys;
+use std::ffi::{CString, c_void};
 
 /// Most bytes of a kernel's arguments here.
 const WORDS: usize = 80;
@@ -51,7 +53,7 @@ pub(crate) fn dropout<E: Element>(
     rows: usize,
 ) -> Result<DropoutArg> {
     if !d.rate.is_none() {
-        check_len(op, "row_keys", d.row_keys.len(), rows)?;
+        check_len(op, "dropout.row_keys", d.row_keys.len(), rows)?;
     }
     Ok(DropoutArg {
         row_keys: d.row_keys.ptr(),
@@ -125,7 +127,7 @@ impl<'d> Launch<'d> {
     /// As of [`Self::run`].
     pub unsafe fn run_on(
         self,
-        stream: CUstream,
+        stream: sys::CUstream,
         grid: [usize; 3],
         block: [usize; 3],
         shared: usize,
@@ -138,7 +140,7 @@ impl<'d> Launch<'d> {
     /// As of [`Self::run`].
     unsafe fn launch(
         mut self,
-        beside: Option<CUstream>,
+        beside: Option<sys::CUstream>,
         grid: [usize; 3],
         block: [usize; 3],
         shared: usize,
@@ -160,6 +162,108 @@ impl<'d> Launch<'d> {
     }
 }
 
+/// What one launch asks for.
+struct Grid {
+    /// Blocks.
+    blocks: [u32; 3],
+    /// Threads of a block.
+    threads: [u32; 3],
+    /// Bytes of dynamic shared memory of a block.
+    shared: u32,
+}
+
+/// A kernel that has been launched before.
+#[derive(Clone, Copy)]
+pub(super) struct Function {
+    raw: sys::CUfunction,
+    /// Dynamic shared memory that its blocks may have.
+    shared: u32,
+}
+
+/// Dynamic shared memory that every kernel's blocks may have without being allowed to.
+const SHARED: u32 = 48 << 10;
+
+impl Device {
+    /// The kernel of that name, which takes arguments of these sizes and `shared` bytes of dynamic shared memory.
+    fn function(&self, kernel: &'static str, sizes: &[usize], shared: u32) -> Result<sys::CUfunction> {
+        let known = lock(&self.functions).get(kernel).copied();
+        if let Some(function) = known.filter(|f| f.shared >= shared) {
+            return Ok(function.raw);
+        }
+        self.leave_graph()?;
+        self.bind()?;
+        let raw = match known {
+            Some(function) => function.raw,
+            None => self.find(kernel, sizes)?,
+        };
+        if shared > SHARED {
+            use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LIMIT;
+            // SAFETY: a function of this device's modules
+            unsafe { driver::function::set_function_attribute(raw, LIMIT, shared as i32) }
+                .doing(&format!("a block of {kernel} cannot have {shared} bytes of shared memory"))?;
+        }
+        lock(&self.functions).insert(kernel, Function { raw, shared: shared.max(SHARED) });
+        Ok(raw)
+    }
+
+    /// Looks a kernel up in the modules and compares its signature with the arguments that it is about to get.
+    fn find(&self, kernel: &'static str, sizes: &[usize]) -> Result<sys::CUfunction> {
+        let name = CString::new(kernel).map_err(|_| Error::Device(format!("no kernel {kernel:?}")))?;
+        // SAFETY: the modules live as long as self
+        let found =
+            self.modules.iter().find_map(|&m| unsafe { driver::module::get_function(m, name.clone()) }.ok());
+        let Some(function) = found else {
+            return Err(Error::Device(format!("this binary has no kernel {kernel}; build it again")));
+        };
+        let mut takes = Vec::new();
+        let (mut offset, mut size) = (0, 0);
+        loop {
+            // SAFETY: a function of this device's modules; beyond the last parameter the driver says so
+            match unsafe { sys::cuFuncGetParamInfo(function, takes.len(), &mut offset, &mut size) } {
+                sys::CUresult::CUDA_SUCCESS => takes.push(size),
+                sys::CUresult::CUDA_ERROR_INVALID_VALUE => break,
+                error => error.doing_with(|| format!("cannot load {kernel}"))?,
+            }
+        }
+        if takes != sizes {
+            return Err(Error::Device(format!(
+                "{kernel} takes arguments of {takes:?} bytes and was given {sizes:?}: this binary is broken"
+            )));
+        }
+        Ok(function)
+    }
+
+    /// Queues a kernel, in the order of the ops or `beside` them on another stream.
+    ///
+    /// # Safety
+    /// `params` point to values of the types of the kernel's parameters, of these `sizes`; their pointers hold for what it
+    /// does.
+    unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        grid: Grid,
+        beside: Option<sys::CUstream>,
+        params: &mut [*mut c_void],
+        sizes: &[usize],
+    ) -> Result<()> {
+        let Grid { blocks, threads, shared } = grid;
+        let function = self.function(kernel, sizes, shared)?;
+        self.bind()?;
+        let dims = |[x, y, z]: [u32; 3]| (x, y, z);
+        let (grid, block) = (dims(blocks), dims(threads));
+        let mut launch = |stream| {
+            // SAFETY: the caller's
+            unsafe { driver::launch_kernel(function, grid, block, shared, stream, params) }.doing_with(|| {
+                format!("cannot launch {kernel} with {blocks:?} blocks of {threads:?} threads")
+            })
+        };
+        match beside {
+            Some(stream) => launch(stream),
+            None => self.queue(kernel, || launch(self.compute())),
+        }
+    }
+}
+
 /// The symbol of a kernel for the backend's elements: `kernel!(E, "name")` is `name_f32` or `name_bf16`.
 macro_rules! kernel {
     ($element:ty, $name:literal) => {
@@ -170,3 +274,42 @@ macro_rules! kernel {
     };
 }
 pub(crate) use kernel;
+
+#[cfg(test)]
+mod tests {
+    use super::super::images::{IMAGES, Image};
+    use super::*;
+    use std::sync::Arc;
+
+    fn device() -> Arc<Device> {
+        if super::super::count().is_err() {
+            emulator::load();
+        }
+        let emulated = [Image::named("emulated")];
+        Device::open_with(0, if IMAGES.is_empty() { &emulated } else { IMAGES }).unwrap()
+    }
+
+    #[test]
+    fn arguments_that_a_kernel_does_not_take_are_refused() {
+        let device = device();
+        let launch = || Launch::new(&device, "tanh_forward_f32");
+        for wrong in
+            [launch().arg(0u64), launch().arg(0u32).arg(0u64), launch().arg(0u64).arg(0u64).arg(1i32)]
+        {
+            // SAFETY: the kernel is not launched
+            let error = unsafe { wrong.run([1; 3], [32, 1, 1], 0) }.unwrap_err().to_string();
+            assert!(error.contains("takes arguments of [8, 8] bytes and was given"), "{error}");
+        }
+        // SAFETY: no element is touched
+        unsafe { launch().arg(0u64).arg(0u64).run([1; 3], [32, 1, 1], 0) }.unwrap();
+        device.synchronize().unwrap();
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_exist_is_an_error() {
+        let device = device();
+        // SAFETY: there is nothing to launch
+        let error = unsafe { Launch::new(&device, "no_such_kernel").run([1; 3], [32, 1, 1], 0) }.unwrap_err();
+        assert!(error.to_string().contains("no kernel no_such_kernel"), "{error}");
+    }
+}

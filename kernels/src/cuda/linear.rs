@@ -4,7 +4,7 @@ use super::gemm::{Family, Operands, Products, Shape};
 use super::memory::{View, ViewMut};
 use super::{Cuda, Element};
 use crate::backend::{LinearDgrad, LinearForward, LinearSize, LinearWgrad};
-use crate::error::check_len;
+use crate::error::{check_len, check_range};
 use crate::{Error, Result};
 
 /// The shape of a product that is not empty.
@@ -62,10 +62,7 @@ pub(super) fn wgrad<E: Element>(products: &Products, args: LinearWgrad<'_, Cuda<
     let LinearWgrad { mut grads, dw, dy, x, size } = args;
     let LinearSize { rows, inputs, outputs } = size;
     const OP: &str = "linear_wgrad";
-    check_len(OP, "dw", dw.len(), outputs * inputs)?;
-    if dw.end > grads.len() {
-        return Err(Error::Length { op: OP, arg: "grads", got: grads.len(), want: dw.end });
-    }
+    check_range(OP, "dw", grads.len(), &dw, outputs * inputs)?;
     check_len(OP, "dy", dy.len(), rows * outputs)?;
     check_len(OP, "x", x.len(), rows * inputs)?;
     if rows == 0 || dw.is_empty() {

@@ -1,9 +1,10 @@
 //! The ops on an NVIDIA GPU, generic over `f32` and `bf16` weights and activations; everything else is `f32`.
 //!
 //! One file of `cu/` holds an op's kernels, the file of the same name here checks the lengths and launches them. Products go
-//! through cuBLASLt ([`gemm`]). Every op is queued on one stream and returns at once.
+//! through cuBLASLt (gemm/). Every op is queued on one stream and returns at once.
 
 mod attention;
+mod columns;
 mod cross_entropy;
 mod device;
 mod embedding;
@@ -18,8 +19,10 @@ mod layernorm;
 mod linear;
 mod memory;
 pub mod nccl;
+mod nonfinite;
 mod optim;
 mod pinned;
+mod probe;
 mod rows;
 mod timing;
 mod transfer;
@@ -28,6 +31,7 @@ pub use device::{Device, OLDEST, OLDEST_DRIVER, count, driver_version};
 pub use images::{ARCHS, COMPILER, IMAGES, Image, Resources, resources};
 pub use memory::{Memory, View, ViewMut};
 pub use nccl::Nccl;
+pub use probe::{DriverProbe, GpuProbe, KernelsProbe, LibraryProbe, Probe, Trouble, probe};
 pub use timing::KernelTime;
 pub use transfer::{Mark, Pending};
 
@@ -100,6 +104,7 @@ pub struct Cuda<E> {
     device: Arc<Device>,
     transfer: transfer::Transfer,
     products: gemm::Products,
+    spans: optim::Spans,
     kind: PhantomData<E>,
 }
 
@@ -118,7 +123,7 @@ impl<E: Element> Cuda<E> {
     pub fn new(device: Arc<Device>, options: Options) -> Result<Self> {
         let transfer = transfer::Transfer::new(&device, options.graph);
         let products = gemm::Products::new(&device, options)?;
-        Ok(Self { device, transfer, products, kind: PhantomData })
+        Ok(Self { device, transfer, products, spans: optim::Spans::default(), kind: PhantomData })
     }
 
     /// The GPU.
@@ -142,6 +147,7 @@ impl<E: Element> Cuda<E> {
 }
 
 impl<E: Element> Backend for Cuda<E> {
+    const HOST: bool = false;
     type Elem = E;
     type Acc = f32;
     type Mem<T: Pod + Send + Sync> = Memory<T>;
@@ -208,12 +214,7 @@ impl<E: Element> Backend for Cuda<E> {
     fn wait(&self, mark: &Mark) -> Result<()> {
         self.transfer.wait(mark)
     }
-    fn upload_beside(
-        &self,
-        dst: ViewMut<'_, u32>,
-        src: &[u32],
-        after: &Mark,
-    ) -> Result<Mark> {
+    fn upload_beside(&self, dst: ViewMut<'_, u32>, src: &[u32], after: &Mark) -> Result<Mark> {
         self.transfer.upload_beside(dst, src, after)
     }
     fn read_later(&self, parts: &[View<'_, f32>]) -> Result<Pending> {
@@ -322,16 +323,19 @@ impl<E: Element> Backend for Cuda<E> {
     fn root_of_sum(&self, norm: ViewMut<'_, f32>, sums: View<'_, f64>) -> Result<()> {
         optim::root_of_sum(&self.device, norm, sums)
     }
+    fn find_nonfinite(&self, place: ViewMut<'_, f32>, x: View<'_, f32>, norm: View<'_, f32>) -> Result<()> {
+        nonfinite::find_nonfinite(&self.device, place, x, norm)
+    }
     fn clip(&self, x: ViewMut<'_, f32>, norm: View<'_, f32>, max_norm: f64) -> Result<()> {
         optim::clip(&self.device, x, norm, max_norm)
     }
     fn adamw(&self, args: OptimizerStep<'_, Self>) -> Result<()> {
-        optim::adamw(&self.device, args)
+        optim::adamw(&self.device, &self.spans, args)
     }
     fn lamb_moments(&self, args: OptimizerStep<'_, Self>, sums: ViewMut<'_, f64>) -> Result<()> {
-        optim::lamb_moments(&self.device, args, sums)
+        optim::lamb_moments(&self.device, &self.spans, args, sums)
     }
     fn lamb_apply(&self, args: OptimizerStep<'_, Self>, sums: View<'_, f64>) -> Result<()> {
-        optim::lamb_apply(&self.device, args, sums)
+        optim::lamb_apply(&self.device, &self.spans, args, sums)
     }
 }

@@ -292,6 +292,7 @@ fn optimizers() {
     }
     each_wrong_length(1, |n| B::new().square_sums(&mut vec![0.0; n(0, 1)], &[1.0; 3]));
     each_wrong_length(1, |n| B::new().clip(&mut zeros(3), &zeros(n(0, 1)), 1.0));
+    each_wrong_length(2, |n| B::new().find_nonfinite(&mut zeros(n(0, 2)), &zeros(3), &zeros(n(1, 1))));
     each_wrong_length(1, |n| B::new().root_of_sum(&mut zeros(n(0, 1)), &[1.0; 3]));
 }
 

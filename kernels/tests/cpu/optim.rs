@@ -224,6 +224,24 @@ fn norm_of<T: Scalar>(grads: &[f64]) -> f64 {
 }
 
 #[test]
+fn the_first_element_that_is_not_finite_is_found() {
+    let cpu = Cpu::<f32>::new();
+    let find = |bad: &[usize], norm: f32| {
+        let mut x: Vec<f32> = cast(&noise(LEN, 96));
+        bad.iter().for_each(|&i| x[i] = if i % 2 == 0 { f32::NAN } else { f32::NEG_INFINITY });
+        let mut place = poison::<f32>(2);
+        cpu.find_nonfinite(&mut place, &x, &[norm]).unwrap();
+        [place[0], place[1]]
+    };
+    assert_eq!(find(&[0, 5], f32::NAN), [0.0, 0.0]);
+    assert_eq!(find(&[STRETCH - 1], f32::INFINITY), [0.0, (STRETCH - 1) as f32]);
+    assert_eq!(find(&[LEN - 1, STRETCH + 7], f32::NAN), [1.0, 7.0]);
+    // a norm beyond the type's range, of finite elements; and one that is finite, so that nothing is looked at
+    assert_eq!(find(&[], f32::INFINITY), [-1.0; 2]);
+    assert_eq!(find(&[3], 1.0), [-1.0; 2]);
+}
+
+#[test]
 fn the_norm_is_exact_and_not_finite_for_bad_gradients() {
     for n in [0, 1, 15, 16_385, 100_000] {
         let grads = noise(n, 95);

@@ -150,6 +150,7 @@ fn within(what: &str, got: &[f64], exact: &[f64], times: f64, cost: f64, epsilon
         off(a).total_cmp(&off(b))
     });
     let example = worst.map(|i| format!("; at {i} {} for {}", got[i], exact[i])).unwrap_or_default();
+    eprintln!("MEASURE {:.2} {}", error / cost, what);
     assert!(
         error <= times * cost + 1e-300,
         "{what}: off by {error:.3e}, {:.2} times what rounding costs, over {times}{example}",

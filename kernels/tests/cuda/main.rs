@@ -4,8 +4,13 @@
 //! The rule: the error's norm is at most twice that of rounding the exact answer to the output's type. Outputs are poisoned
 //! before each op, and sizes fit no vector and no block.
 
+mod attention;
 mod check;
+mod layernorm;
 mod linear;
+mod loss;
 mod nccl;
+mod optim;
+mod probe;
 mod resources;
 mod transfer;

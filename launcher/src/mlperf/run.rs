@@ -3,9 +3,9 @@
 use super::args::{Division, MlperfArgs, Status};
 use crate::progress::TrainProgress;
 use crate::train::quoted;
-use crate::{NO_GPU, exit, format, job, signals};
+use crate::{exit, format, job, signals};
 use anyhow::{Context, bail};
-use engine::config::{self, Config};
+use engine::config::Config;
 use engine::data::shards::{MANIFEST, Manifest};
 use engine::dist::Group;
 use engine::memory;
@@ -13,7 +13,7 @@ use engine::mlperf::report::read_log;
 use engine::mlperf::{self, Preset, Submission, presets};
 use engine::table::TensorTable;
 use engine::trainer::{self, Ending, Options};
-use kernels::cpu::Cpu;
+use kernels::Backend;
 use std::io::Write;
 use std::path::Path;
 
@@ -23,26 +23,38 @@ const LOG: &str = "mllog.txt";
 /// Trains until the target is reached, and says how long it took. The code is 1 where it was not reached, 128 + n where
 /// signal n ended the run.
 pub fn run(args: &MlperfArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
-    let mut config = configuration(args)?;
-    if args.place.gpus.is_some() || config.train.device == config::Device::Cuda {
-        bail!("{NO_GPU}");
-    }
+    let config = configuration(args)?;
     let Some(target) = config.train.target_accuracy else {
         bail!("train.target_accuracy: is not set; the benchmark's is {}", mlperf::TARGET);
     };
     refuse_used(&config.train.run)?;
-    if args.config.is_none() && !is_set(args, "train.accumulation") {
-        choose_accumulation(&Cpu::<f32>::new(), &mut config)?;
-    }
-    let base = config.clone();
-    job::run(args.place.processes, &base, |group| train(config, args, target, group, out))
+    job::run(&args.place, &config, Submitted { config: config.clone(), args, target, out })
 }
 
-fn train(
+/// A run for MLPerf, in any process of it.
+struct Submitted<'a> {
+    config: Config,
+    args: &'a MlperfArgs,
+    target: f64,
+    out: &'a mut dyn Write,
+}
+
+impl job::Train for Submitted<'_> {
+    fn train<B: Backend<Acc = f32>>(self, backend: B, group: &mut Group<B>) -> anyhow::Result<u8> {
+        let Self { mut config, args, target, out } = self;
+        if args.config.is_none() && !is_set(args, "train.accumulation") {
+            choose_accumulation(&backend, &mut config)?;
+        }
+        train(backend, config, args, target, group, out)
+    }
+}
+
+fn train<B: Backend<Acc = f32>>(
+    backend: B,
     mut config: Config,
     args: &MlperfArgs,
     target: f64,
-    group: &mut Group<Cpu<f32>>,
+    group: &mut Group<B>,
     out: &mut dyn Write,
 ) -> anyhow::Result<u8> {
     // Every process has drawn a seed: the first one's counts.
@@ -52,7 +64,7 @@ fn train(
     let submission = submission(args);
     let options = Options { resume: false, stop: &signals::STOP, mlperf: Some(&submission) };
     let mut progress = TrainProgress::new();
-    let outcome = trainer::train_in(group, Cpu::<f32>::new(), &config, &options, &mut progress);
+    let outcome = trainer::train_in(group, backend, &config, &options, &mut progress);
     progress.finish();
     let outcome = outcome?;
     if !group.is_first() {
@@ -141,7 +153,7 @@ fn refuse_used(run: &Path) -> anyhow::Result<()> {
 }
 
 /// Micro-batches as large as the memory allows. Without a manifest there is nothing to reckon with; the trainer says so.
-fn choose_accumulation(backend: &Cpu<f32>, config: &mut Config) -> anyhow::Result<()> {
+fn choose_accumulation<B: Backend>(backend: &B, config: &mut Config) -> anyhow::Result<()> {
     if !config.data.dir.join(MANIFEST).is_file() {
         return Ok(());
     }

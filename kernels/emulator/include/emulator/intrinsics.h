@@ -15,7 +15,8 @@ inline void __threadfence_block() {}
 
 namespace emulator {
 template <class T>
-constexpr bool shuffles = std::is_arithmetic<T>::value || std::is_same<T, __nv_bfloat16>::value || std::is_same<T, __nv_bfloat162>::value;
+constexpr bool shuffles =
+    std::is_arithmetic<T>::value || std::is_same<T, __nv_bfloat16>::value || std::is_same<T, __nv_bfloat162>::value;
 
 // Lanes past the segment of `width` lanes keep their own value.
 template <class T>
@@ -56,7 +57,9 @@ inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask,
 inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
 
 // Bits.
-inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(static_cast<unsigned long long>(a) * b >> 32); }
+inline unsigned __umulhi(unsigned a, unsigned b) {
+    return static_cast<unsigned>(static_cast<unsigned long long>(a) * b >> 32);
+}
 inline int __mulhi(int a, int b) { return static_cast<int>(static_cast<long long>(a) * b >> 32); }
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
     return static_cast<unsigned long long>(static_cast<unsigned __int128>(a) * b >> 64);
@@ -135,8 +138,8 @@ inline float __int2float_rn(int x) { return static_cast<float>(x); }
 inline float __uint2float_rn(unsigned x) { return static_cast<float>(x); }
 inline float __double2float_rn(double x) { return static_cast<float>(x); }
 
-#define EMULATOR_MIN_MAX(type)                                       \
-    inline type min(type a, type b) { return b < a ? b : a; }        \
+#define EMULATOR_MIN_MAX(type)                                \
+    inline type min(type a, type b) { return b < a ? b : a; } \
     inline type max(type a, type b) { return a < b ? b : a; }
 EMULATOR_MIN_MAX(int)
 EMULATOR_MIN_MAX(unsigned)
@@ -154,15 +157,15 @@ inline double min(double a, double b) { return fmin(a, b); }
 inline double max(double a, double b) { return fmax(a, b); }
 
 // Loads and stores that name a cache policy.
-#define EMULATOR_LOAD(name)        \
-    template <class T>             \
-    T name(const T* p) {           \
-        return *p;                 \
+#define EMULATOR_LOAD(name) \
+    template <class T>      \
+    T name(const T* p) {    \
+        return *p;          \
     }
-#define EMULATOR_STORE(name)       \
-    template <class T>             \
-    void name(T* p, T x) {         \
-        *p = x;                    \
+#define EMULATOR_STORE(name) \
+    template <class T>       \
+    void name(T* p, T x) {   \
+        *p = x;              \
     }
 EMULATOR_LOAD(__ldg)
 EMULATOR_LOAD(__ldca)

@@ -1,5 +1,5 @@
-// What kernels need of the emulator at run time: where the running thread is, barriers, the exchange of values in a warp, shared
-// memory, asynchronous copies, and the table of kernels.
+// What kernels need of the emulator at run time: where the running thread is, barriers, the exchange of values in a warp,
+// shared memory, asynchronous copies, and the table of kernels.
 #pragma once
 #include <type_traits>
 #include <utility>
@@ -37,7 +37,8 @@ const void* exchange_bytes(unsigned mask, const void* value, size_t size);
 // read as poison.
 template <class T>
 const T* exchange(unsigned mask, T value) {
-    static_assert(std::is_trivially_copyable<T>::value && sizeof(T) <= 128 && alignof(T) <= 16, "a plain value of at most 128 bytes");
+    static_assert(std::is_trivially_copyable<T>::value && sizeof(T) <= 128 && alignof(T) <= 16,
+                  "a plain value of at most 128 bytes");
     return static_cast<const T*>(exchange_bytes(mask, &value, sizeof(T)));
 }
 
@@ -46,6 +47,8 @@ void async_copy(void* shared, const void* global, int bytes, bool zero_fill);
 void async_commit();
 // Waits until at most `pending_groups` of this thread's committed groups are unfinished.
 void async_wait(int pending_groups);
+// Waits for all copies of this thread, committed or not.
+void async_wait_all();
 
 // Shared memory of the block: one site a declaration, fresh and poisoned in each block.
 struct SharedSite {
@@ -78,7 +81,8 @@ struct Registration {
         static_assert((std::is_trivially_copyable<P>::value && ...), "parameters are copied as bytes");
         Parameter parameters[sizeof...(P) + 1] = {};
         size_t at = 0, count = 0;
-        ((at = (at + alignof(P) - 1) / alignof(P) * alignof(P), parameters[count++] = {at, sizeof(P)}, at += sizeof(P)), ...);
+        ((at = (at + alignof(P) - 1) / alignof(P) * alignof(P), parameters[count++] = {at, sizeof(P)}, at += sizeof(P)),
+         ...);
         register_kernel(
             name, reinterpret_cast<void (*)()>(kernel),
             [](void (*f)(), void** p) { invoke<P...>(f, p, std::index_sequence_for<P...>()); }, parameters, count);
@@ -96,12 +100,12 @@ struct Registration {
 
 #define EMULATOR_PASTE2(a, b) a##b
 #define EMULATOR_PASTE(a, b) EMULATOR_PASTE2(a, b)
-#define SHARED(type, name, dims)                                                                          \
-    using EMULATOR_PASTE(name, _shared_type) = type dims;                                                 \
-    static ::emulator::SharedSite EMULATOR_PASTE(name, _shared_site);                                     \
-    if (EMULATOR_PASTE(name, _shared_site).block != ::emulator::block_serial)                             \
+#define SHARED(type, name, dims)                                                                                          \
+    using EMULATOR_PASTE(name, _shared_type) = type dims;                                                                 \
+    static ::emulator::SharedSite EMULATOR_PASTE(name, _shared_site);                                                     \
+    if (EMULATOR_PASTE(name, _shared_site).block != ::emulator::block_serial)                                             \
         ::emulator::shared_static(EMULATOR_PASTE(name, _shared_site), sizeof(EMULATOR_PASTE(name, _shared_type)), #name); \
-    EMULATOR_PASTE(name, _shared_type)& name =                                                            \
+    EMULATOR_PASTE(name, _shared_type) & name =                                                                           \
         *static_cast<EMULATOR_PASTE(name, _shared_type)*>(EMULATOR_PASTE(name, _shared_site).memory)
 #define SHARED_DYNAMIC(type, name) type* name = static_cast<type*>(::emulator::shared_dynamic(alignof(type)))
 #define EXPORT(kernel) static const ::emulator::Registration EMULATOR_PASTE(kernel, _export)(#kernel, kernel);

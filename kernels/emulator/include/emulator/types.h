@@ -22,7 +22,8 @@
 
 // A thread of the device has no stack to unwind and no errno: an assertion names kernel, block and thread.
 #undef assert
-#define assert(condition) ((condition) ? void() : ::emulator::fail("assertion failed: %s (%s:%d)", #condition, __FILE__, __LINE__))
+#define assert(condition) \
+    ((condition) ? void() : ::emulator::fail("assertion failed: %s (%s:%d)", #condition, __FILE__, __LINE__))
 
 namespace emulator {
 [[noreturn]] __attribute__((visibility("default"), format(printf, 1, 2))) void fail(const char* format, ...);
@@ -36,15 +37,15 @@ struct dim3 {
     constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-#define EMULATOR_VECTOR2(name, type)                                     \
-    struct alignas(2 * sizeof(type)) name {                              \
-        type x, y;                                                       \
-    };                                                                   \
+#define EMULATOR_VECTOR2(name, type)        \
+    struct alignas(2 * sizeof(type)) name { \
+        type x, y;                          \
+    };                                      \
     inline constexpr name make_##name(type x, type y) { return {x, y}; }
-#define EMULATOR_VECTOR4(name, type)                                                         \
-    struct alignas(4 * sizeof(type) < 16 ? 4 * sizeof(type) : 16) name {                     \
-        type x, y, z, w;                                                                     \
-    };                                                                                       \
+#define EMULATOR_VECTOR4(name, type)                                     \
+    struct alignas(4 * sizeof(type) < 16 ? 4 * sizeof(type) : 16) name { \
+        type x, y, z, w;                                                 \
+    };                                                                   \
     inline constexpr name make_##name(type x, type y, type z, type w) { return {x, y, z, w}; }
 
 EMULATOR_VECTOR2(char2, signed char)

@@ -104,7 +104,8 @@ impl Stream {
         // SAFETY: streams and event live; a destroyed event may still be waited for.
         unsafe {
             result::event::record(event, other.0).unwrap();
-            result::stream::wait_event(self.0, event, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT).unwrap();
+            result::stream::wait_event(self.0, event, sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT)
+                .unwrap();
             result::event::destroy(event).unwrap();
         }
     }
@@ -126,13 +127,21 @@ pub fn function(name: &str) -> Result<sys::CUfunction, DriverError> {
     open();
     static MODULE: OnceLock<usize> = OnceLock::new();
     // SAFETY: the emulator does not read the image; the module is never unloaded.
-    let module = *MODULE.get_or_init(|| unsafe { result::module::load_data([0u8].as_ptr().cast()).unwrap() as usize });
+    let module =
+        *MODULE.get_or_init(|| unsafe { result::module::load_data([0u8].as_ptr().cast()).unwrap() as usize });
     // SAFETY: as above.
     unsafe { result::module::get_function(module as sys::CUmodule, CString::new(name).unwrap()) }
 }
 
 /// Queues a kernel with `shared` bytes of dynamic shared memory.
-pub fn try_launch(stream: &Stream, name: &str, grid: (u32, u32, u32), block: (u32, u32, u32), shared: u32, args: &[Vec<u8>]) -> Result<(), DriverError> {
+pub fn try_launch(
+    stream: &Stream,
+    name: &str,
+    grid: (u32, u32, u32),
+    block: (u32, u32, u32),
+    shared: u32,
+    args: &[Vec<u8>],
+) -> Result<(), DriverError> {
     let mut args = args.to_vec();
     let mut pointers: Vec<*mut c_void> = args.iter_mut().map(|a| a.as_mut_ptr().cast()).collect();
     // SAFETY: each argument has the size of its parameter; kernels that are wrong are caught by the emulator.

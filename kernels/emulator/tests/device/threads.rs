@@ -10,7 +10,9 @@ fn ramp(n: usize) -> Vec<f32> {
 #[test]
 fn every_thread_runs_once() {
     let stream = Stream::new();
-    for (grid, block) in [((1, 1, 1), (1, 1, 1)), ((5, 3, 2), (7, 3, 2)), ((1, 1, 9), (1, 16, 64)), ((1000, 1, 1), (33, 1, 1))] {
+    for (grid, block) in
+        [((1, 1, 1), (1, 1, 1)), ((5, 3, 2), (7, 3, 2)), ((1, 1, 9), (1, 16, 64)), ((1000, 1, 1), (33, 1, 1))]
+    {
         let count = |(x, y, z): (u32, u32, u32)| (x * y * z) as usize;
         let n = count(grid) * count(block);
         let visits = Buffer::from(&vec![0i32; n]);
@@ -161,9 +163,17 @@ fn bf16_rounds_as_the_device() {
         let x: Vec<f32> = (0..1u32 << 16).map(|i| f32::from_bits((i << 16) + add)).collect();
         let (input, n) = (Buffer::from(&x), 1usize << 16);
         let (rounded, widened) = (Buffer::<u16>::fresh(n), Buffer::<f32>::fresh(n));
-        launch(&stream, "test_bf16", 256, 256, &[arg(rounded.at), arg(widened.at), arg(input.at), arg(n as i32)]);
+        launch(
+            &stream,
+            "test_bf16",
+            256,
+            256,
+            &[arg(rounded.at), arg(widened.at), arg(input.at), arg(n as i32)],
+        );
         stream.wait();
-        for ((&x, rounded), (i, widened)) in x.iter().zip(rounded.read()).zip(widened.read().iter().enumerate()) {
+        for ((&x, rounded), (i, widened)) in
+            x.iter().zip(rounded.read()).zip(widened.read().iter().enumerate())
+        {
             let expected = if x.is_nan() { 0x7fff } else { bf16::from_f32(x).to_bits() };
             assert_eq!(rounded, expected, "{x:e}");
             assert_eq!(widened.to_bits(), (i as u32) << 16);

@@ -35,7 +35,8 @@ impl Choice {
 
     fn from_text(text: &str) -> Option<Self> {
         let words: Vec<_> = text.split(' ').collect();
-        let [family, kind, _, rows, _, inputs, _, outputs, _, bias, _, accumulate, _, a, b, d] = words[..] else {
+        let [family, kind, _, rows, _, inputs, _, outputs, _, bias, _, accumulate, _, a, b, d] = words[..]
+        else {
             return None;
         };
         let families = [Family::Forward, Family::Dgrad, Family::Wgrad];
@@ -118,7 +119,8 @@ impl Choices {
         }
         let parse = |line: &str| {
             let (choice, data) = line.split_once(": ")?;
-            let data: Option<Vec<_>> = data.split(' ').map(|word| u64::from_str_radix(word, 16).ok()).collect();
+            let data: Option<Vec<_>> =
+                data.split(' ').map(|word| u64::from_str_radix(word, 16).ok()).collect();
             Some((Choice::from_text(choice)?, data?.try_into().ok()?))
         };
         lines.map(parse).collect::<Option<_>>().map(Self).ok_or_else(damaged)
@@ -127,7 +129,8 @@ impl Choices {
 
 /// FNV-1a of 64 bits (Fowler, Noll and Vo).
 fn checksum(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |sum, byte| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 #[cfg(test)]

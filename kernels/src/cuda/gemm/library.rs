@@ -16,7 +16,7 @@ pub(super) type Refusal = String;
 ///
 /// # Errors
 /// None is found, or one of another major version than this build's.
-pub fn version() -> Result<usize> {
+pub(crate) fn version() -> Result<usize> {
     const REMEDY: &str = "install CUDA 13's libraries (as with `pip install nvidia-cublas`), and put the folder of \
                           libcublasLt.so.13 into LD_LIBRARY_PATH";
     // SAFETY: only looks for the library

@@ -32,7 +32,7 @@ use plan::{Answer, Plan};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
-pub use library::version;
+pub(super) use library::{dotted, version};
 
 /// Bytes that algorithms may use while they run: what the library's makers recommend for the newer GPUs.
 const WORKSPACE: usize = 32 << 20;
@@ -145,7 +145,8 @@ impl Products {
         let Ok(output) = self.device.alloc(WHAT, bytes) else { return Ok(first) };
         let trial = Operands { d: output, ..*at };
         // SAFETY: the caller's, and `output` is as large as D
-        let times = self.device.fill(output, 0, bytes).and_then(|()| unsafe { self.times(plan, &answers, &trial) });
+        let times =
+            self.device.fill(output, 0, bytes).and_then(|()| unsafe { self.times(plan, &answers, &trial) });
         self.device.free(WHAT, output, bytes);
         let times = times?;
         let mut best = (first, f64::INFINITY);

@@ -243,9 +243,13 @@ impl Plan {
             )
         };
         found.truncate(count.max(0) as usize);
-        found.retain(|answer| answer.state == Status::CUBLAS_STATUS_SUCCESS && answer.workspaceSize <= WORKSPACE);
+        found.retain(|answer| {
+            answer.state == Status::CUBLAS_STATUS_SUCCESS && answer.workspaceSize <= WORKSPACE
+        });
         match status {
-            Status::CUBLAS_STATUS_SUCCESS if found.is_empty() => Err("that it has no algorithm for it".into()),
+            Status::CUBLAS_STATUS_SUCCESS if found.is_empty() => {
+                Err("that it has no algorithm for it".into())
+            }
             Status::CUBLAS_STATUS_SUCCESS => {
                 Ok(found.iter().map(|answer| Answer { algorithm: answer.algo }).collect())
             }

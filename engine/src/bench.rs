@@ -1,0 +1,307 @@
+//! Timing whole training steps on made-up tokens: what `launcher bench` prints.
+
+use crate::config::{ModelConfig, OptimizerConfig};
+use crate::data::{Batch, Sequence};
+use crate::error::During;
+use crate::model::{Bert, Gradients, LossScale};
+use crate::optim::Optimizer;
+use crate::plan::Lengths;
+use crate::{Error, Result};
+use kernels::backend::{Backend, LinearForward, LinearSize};
+use kernels::collective::Solo;
+use kernels::philox::{Stream, step_key};
+use std::path::Path;
+use std::time::Instant;
+
+/// Counter word c3 of the draws here, apart from those of training.
+const BENCH: u32 = 17;
+/// Share of tokens that are masked.
+const MASKED: f64 = 0.15;
+/// Steps before the first that is timed.
+const WARM_UP: usize = 3;
+/// Learning rate: small, as the tokens mean nothing.
+const LR: f64 = 1e-5;
+
+/// Where the lengths of the sequences come from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Mix {
+    /// All as long as can be.
+    Full,
+    /// Drawn from the histogram of MLPerf's data.
+    Mlperf,
+    /// These, in turn.
+    Given(Vec<u32>),
+}
+
+impl Mix {
+    /// `full`, `mlperf`, or a file that holds one length in a line.
+    ///
+    /// # Errors
+    /// A file that cannot be read, with the line that is no length.
+    pub fn parse(name: &Path) -> Result<Self> {
+        match name.to_str() {
+            Some("full") => return Ok(Self::Full),
+            Some("mlperf") => return Ok(Self::Mlperf),
+            _ => {}
+        }
+        let text = std::fs::read_to_string(name).during("cannot read the lengths", name)?;
+        let mut lengths = Vec::new();
+        for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+            match line.trim().parse::<u32>() {
+                Ok(length) if length > 0 => lengths.push(length),
+                _ => {
+                    let what =
+                        format!("line {}: {line:?} is not a length; one number above 0 in each line", i + 1);
+                    return Err(Error::file(name, what));
+                }
+            }
+        }
+        if lengths.is_empty() {
+            return Err(Error::file(name, "holds no length; one number in each line"));
+        }
+        Ok(Self::Given(lengths))
+    }
+
+    /// The lengths of one batch: of `sequences`, or of as many as fit `tokens`, none longer than `longest`.
+    ///
+    /// # Errors
+    /// Not one sequence fits.
+    pub fn lengths(&self, sequences: usize, tokens: Option<usize>, longest: usize) -> Result<Vec<u32>> {
+        let histogram = Lengths::mlperf(longest)?;
+        let mut stream = Stream::new(1, 0, BENCH);
+        let mut given = match self {
+            Self::Given(lengths) => lengths.iter().cycle(),
+            _ => [].iter().cycle(),
+        };
+        let mut next = || match self {
+            Self::Full => longest as u32,
+            Self::Mlperf => histogram.draw(&mut stream) as u32,
+            Self::Given(_) => given.next().copied().unwrap_or(1).min(longest as u32),
+        };
+        let Some(budget) = tokens else { return Ok((0..sequences).map(|_| next()).collect()) };
+        let (mut lengths, mut used) = (Vec::new(), 0);
+        loop {
+            let length = next();
+            used += length as usize;
+            if used > budget {
+                break;
+            }
+            lengths.push(length);
+        }
+        if lengths.is_empty() {
+            return Err(Error::config("--tokens", format!("{budget} are fewer than the first sequence has")));
+        }
+        Ok(lengths)
+    }
+}
+
+/// Sequences of these lengths of made-up tokens: two segments, 15 % masked but at most `max_predictions`, with
+/// next-sentence labels.
+pub fn batch(model: &ModelConfig, lengths: &[u32], max_predictions: usize) -> Batch {
+    let vocab = model.vocab_size as u32;
+    let all: Vec<Sequence> = lengths
+        .iter()
+        .enumerate()
+        .map(|(i, &length)| {
+            let mut stream = Stream::new(2, i as u64, BENCH);
+            let masked = ((f64::from(length) * MASKED) as usize).clamp(1, max_predictions.max(1));
+            let mut mlm_positions: Vec<u32> = (0..length).collect();
+            stream.shuffle(&mut mlm_positions);
+            mlm_positions.truncate(masked);
+            mlm_positions.sort_unstable();
+            let second = if model.type_vocab > 1 { length / 2 } else { length };
+            Sequence {
+                tokens: (0..length).map(|_| stream.below(vocab)).collect(),
+                types: (0..length).map(|p| u32::from(p >= second)).collect(),
+                mlm_labels: mlm_positions.iter().map(|_| stream.below(vocab)).collect(),
+                mlm_positions,
+                nsp_label: Some(stream.below(2)),
+            }
+        })
+        .collect();
+    Batch::pack(&all, 0, model.max_positions as u32)
+}
+
+/// A model with all that a training step needs.
+pub struct Bench<B: Backend> {
+    bert: Bert<B>,
+    grads: Gradients<B>,
+    optimizer: Optimizer<B>,
+    batch: Batch,
+    scale: LossScale,
+    step: u64,
+}
+
+impl<B: Backend<Acc = f32>> Bench<B> {
+    /// Fresh weights, moments 0, and the batch that every step takes.
+    ///
+    /// # Errors
+    /// Memory that does not suffice.
+    pub fn new(backend: B, model: &ModelConfig, optimizer: &OptimizerConfig, batch: Batch) -> Result<Self> {
+        let mut bert = Bert::new(backend, model)?;
+        bert.init(1)?;
+        let grads = bert.gradients()?;
+        let optimizer = Optimizer::new(bert.backend(), bert.table(), optimizer)?;
+        let scale = LossScale::new(batch.mlm_labels.len(), batch.nsp_labels.len());
+        Ok(Self { bert, grads, optimizer, batch, scale, step: 0 })
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &B {
+        self.bert.backend()
+    }
+
+    /// The batch.
+    pub fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    /// Number of parameters.
+    pub fn parameters(&self) -> usize {
+        self.bert.table().parameters()
+    }
+
+    /// Queues one step: forward, backward, clipping, the optimizer; gives the norm on its way to the host.
+    fn queue(&mut self) -> Result<B::Pending> {
+        let Self { bert, grads, optimizer, batch, scale, step } = self;
+        *step += 1;
+        bert.clear_sums()?;
+        grads.clear(bert.backend())?;
+        bert.forward_backward(grads, batch, *scale, step_key(1, *step))?;
+        let (backend, weights) = bert.weights_mut();
+        optimizer.update(backend, &mut Solo, weights, grads.params(), LR)?;
+        Ok(backend.read_later(&optimizer.outcome_on_device())?)
+    }
+
+    /// Seconds of each of `steps` steps, or of as many as `seconds` take, back to back: from one step's end to the next one's.
+    ///
+    /// # Errors
+    /// Those of the device, and a gradient that is not finite.
+    pub fn time(&mut self, steps: Option<usize>, seconds: f64) -> Result<Vec<f64>> {
+        for _ in 0..WARM_UP {
+            let norm = self.queue()?;
+            self.finish(norm)?;
+        }
+        // One step is always queued while the one before runs, as in training.
+        let mut pending = self.queue()?;
+        let (started, mut last) = (Instant::now(), Instant::now());
+        let mut times = Vec::new();
+        loop {
+            let next = self.queue()?;
+            self.finish(std::mem::replace(&mut pending, next))?;
+            times.push(last.elapsed().as_secs_f64());
+            last = Instant::now();
+            let done = steps.map_or(started.elapsed().as_secs_f64() >= seconds, |n| times.len() >= n + 1);
+            if done && times.len() > 1 {
+                break;
+            }
+        }
+        self.finish(pending)?;
+        // The first was under way before the clock ran.
+        times.remove(0);
+        Ok(times)
+    }
+
+    /// Runs `steps` steps and waits for them.
+    ///
+    /// # Errors
+    /// As [`Self::time`].
+    pub fn run(&mut self, steps: usize) -> Result<()> {
+        for _ in 0..steps {
+            let norm = self.queue()?;
+            self.finish(norm)?;
+        }
+        Ok(())
+    }
+
+    fn finish(&self, norm: B::Pending) -> Result<()> {
+        let norm = self.backend().read(norm)?;
+        if norm.first().is_some_and(|n| n.is_finite()) {
+            return Ok(());
+        }
+        Err(Error::Training(format!("step {}: the gradient's norm is {:?}", self.step, norm.first())))
+    }
+}
+
+/// The middle one of the second half of the times, when the clocks of a device at full load have settled.
+pub fn settled(times: &[f64]) -> f64 {
+    let mut half = times[times.len() / 2..].to_vec();
+    half.sort_by(f64::total_cmp);
+    half.get(half.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// FLOP/s of one product of square matrices of `n` rows of random numbers, in the backend's precision: the median of a few.
+///
+/// # Errors
+/// Memory that does not suffice.
+pub fn matmul_rate<B: Backend<Acc = f32>>(backend: &B, n: usize) -> Result<f64> {
+    // Weights are the one kind of elements that can be set from f32.
+    let mut operands = backend.weights(2 * n * n)?;
+    let mut stream = Stream::new(3, 0, BENCH);
+    let noise: Vec<f32> = (0..2 * n * n).map(|_| stream.uniform() as f32 - 0.5).collect();
+    backend.upload_weights(&mut operands, 0, &noise)?;
+    let mut y = backend.elems("product", n * n)?;
+    let probe = backend.zeros::<B::Acc>("product's end", 1)?;
+    let mut times = Vec::new();
+    for _ in 0..9 {
+        backend.read(backend.read_later(&[B::at(&probe, 0..1)])?)?;
+        let started = Instant::now();
+        backend.linear_forward(LinearForward {
+            y: B::at_mut(&mut y, 0..n * n),
+            x: B::weight(&operands, 0..n * n),
+            w: B::weight(&operands, n * n..2 * n * n),
+            bias: None,
+            size: LinearSize { rows: n, inputs: n, outputs: n },
+        })?;
+        backend.read(backend.read_later(&[B::at(&probe, 0..1)])?)?;
+        times.push(started.elapsed().as_secs_f64());
+    }
+    times.remove(0);
+    times.sort_by(f64::total_cmp);
+    Ok(2.0 * (n as f64).powi(3) / times[times.len() / 2])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Preset;
+    use kernels::cpu::Cpu;
+
+    #[test]
+    fn lengths_are_those_asked_for() {
+        assert_eq!(Mix::Full.lengths(3, None, 64).unwrap(), [64; 3]);
+        assert_eq!(Mix::Full.lengths(3, Some(200), 64).unwrap(), [64; 3]);
+        assert_eq!(Mix::Given(vec![5, 900]).lengths(3, None, 64).unwrap(), [5, 64, 5]);
+        let mix = Mix::Mlperf.lengths(4000, None, 512).unwrap();
+        let mean = mix.iter().sum::<u32>() as f64 / 4000.0;
+        assert!((245.0..267.0).contains(&mean), "{mean}");
+        assert!(Mix::Mlperf.lengths(0, Some(5000), 512).unwrap().iter().sum::<u32>() <= 5000);
+        let error = Mix::Full.lengths(0, Some(63), 64).unwrap_err().to_string();
+        assert!(error.contains("63 are fewer"), "{error}");
+    }
+
+    #[test]
+    fn a_file_of_lengths_is_read_and_nonsense_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("lengths.txt");
+        std::fs::write(&file, "12\n\n7\n").unwrap();
+        assert_eq!(Mix::parse(&file).unwrap(), Mix::Given(vec![12, 7]));
+        for (text, want) in [("12\n0\n", "line 2: \"0\" is not a length"), ("", "holds no length")] {
+            std::fs::write(&file, text).unwrap();
+            assert!(Mix::parse(&file).unwrap_err().to_string().contains(want));
+        }
+        assert_eq!(Mix::parse(Path::new("mlperf")).unwrap(), Mix::Mlperf);
+    }
+
+    #[test]
+    fn steps_are_timed() {
+        let model = ModelConfig { vocab_size: 300, ..Preset::Tiny.model() };
+        let batch = batch(&model, &[40, 9, 1], 76);
+        assert_eq!((batch.token_count(), batch.mlm_labels.len()), (50, 6 + 1 + 1));
+        let mut bench = Bench::new(Cpu::<f32>::new(), &model, &OptimizerConfig::default(), batch).unwrap();
+        assert_eq!(bench.time(Some(3), 0.0).unwrap().len(), 3);
+        assert!(bench.time(None, 0.05).unwrap().iter().sum::<f64>() < 60.0);
+        assert_eq!(settled(&[9.0, 9.0, 9.0, 1.0, 2.0, 3.0]), 2.0);
+        assert!(matmul_rate(bench.backend(), 64).unwrap() > 1e6);
+    }
+}

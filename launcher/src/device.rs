@@ -1,0 +1,81 @@
+//! The device that a command computes on, and why.
+
+use anyhow::bail;
+use engine::config::{Config, Device as Wanted, Precision};
+use half::bf16;
+use kernels::Backend;
+use kernels::cpu::Cpu;
+use kernels::cuda::{Cuda, Device, Options};
+use std::sync::Arc;
+
+/// Something that runs on any device.
+pub trait Work {
+    /// What it gives.
+    type Result;
+    /// Runs it. The GPU is the one behind `backend`, if it is one.
+    fn on<B: Backend<Acc = f32>>(self, backend: B, gpu: Option<Arc<Device>>) -> anyhow::Result<Self::Result>;
+}
+
+/// What [`choose`] found.
+pub struct Chosen {
+    /// None is the CPU.
+    gpu: Option<Arc<Device>>,
+    /// A line for the user where the choice was ours.
+    pub why: Option<String>,
+}
+
+/// What `--gpus` above 1 is answered with.
+pub const SEVERAL: &str = "training on several GPUs needs NCCL, which this build does not use yet; use --gpus 1, or --device \
+                           cpu with --processes";
+
+/// Takes the GPU where it was asked for, or where nothing was and one can be had.
+///
+/// # Errors
+/// A GPU was asked for and there is none that works: why, and what to do.
+pub fn choose(wanted: Wanted) -> anyhow::Result<Chosen> {
+    if wanted == Wanted::Cpu {
+        return Ok(Chosen::cpu(None));
+    }
+    match (Device::open(0), wanted) {
+        (Ok(gpu), Wanted::Auto) => {
+            let why = format!("device auto: GPU 0, {}", gpu.name());
+            Ok(Chosen { gpu: Some(gpu), why: Some(why) })
+        }
+        (Ok(gpu), _) => Ok(Chosen { gpu: Some(gpu), why: None }),
+        (Err(error), Wanted::Auto) => Ok(Chosen::cpu(Some(format!("device auto: the CPU, because {error}")))),
+        (Err(error), _) => bail!("{error}; `launcher doctor` tells more"),
+    }
+}
+
+/// The CPU as a backend.
+///
+/// # Errors
+/// The configuration wants bf16.
+pub fn on_cpu(config: &Config) -> anyhow::Result<Cpu<f32>> {
+    if config.train.precision == Precision::Bf16 {
+        bail!("train.precision: bf16 is for GPUs, the CPU computes in f32; leave it out or say f32");
+    }
+    Ok(Cpu::new())
+}
+
+impl Chosen {
+    /// The CPU.
+    pub fn cpu(why: Option<String>) -> Self {
+        Self { gpu: None, why }
+    }
+
+    /// Runs something there, in the precision of the configuration.
+    ///
+    /// # Errors
+    /// bf16 on the CPU, cuBLASLt that is missing, and those of the work.
+    pub fn run<W: Work>(self, config: &Config, work: W) -> anyhow::Result<W::Result> {
+        let Some(gpu) = self.gpu else {
+            return work.on(on_cpu(config)?, None);
+        };
+        let options = Options { graph: config.train.graph, ..Options::default() };
+        match config.train.precision {
+            Precision::F32 => work.on(Cuda::<f32>::new(gpu.clone(), options)?, Some(gpu)),
+            Precision::Auto | Precision::Bf16 => work.on(Cuda::<bf16>::new(gpu.clone(), options)?, Some(gpu)),
+        }
+    }
+}
