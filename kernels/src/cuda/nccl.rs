@@ -21,7 +21,7 @@
 mod communicator;
 mod library;
 
-pub use library::{OLDEST, SEVERAL_ON_ONE_GPU, version};
+pub use library::{OLDEST, SEVERAL_ON_ONE_GPU, dotted, version};
 
 use super::device::Device;
 use super::events::Event;
@@ -35,7 +35,7 @@ use communicator::{Communicator, Group};
 use cudarc::driver::result as driver;
 use cudarc::driver::sys;
 use half::bf16;
-use library::{Calls, SUM, Type, UniqueId, dotted};
+use library::{Calls, SUM, Type, UniqueId};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;

@@ -252,7 +252,7 @@ fn an_nccl_that_is_too_old_or_missing_is_told() {
     // In this process nothing has been loaded yet, or the emulator's; in that one, only what the system has.
     for ended in Job::emulated("join", 1).unwrap().set("WITHOUT_NCCL", "1").run() {
         let said = &ended.said;
-        assert!(said.contains("libnccl.so.2 was not found") && said.contains("LD_LIBRARY_PATH"), "{said}");
+        assert!(said.contains("libnccl.so.2) was not found") && said.contains("LD_LIBRARY_PATH"), "{said}");
     }
 }
 

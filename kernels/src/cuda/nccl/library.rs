@@ -147,7 +147,7 @@ impl Calls {
 }
 
 /// A version of NCCL as people write it.
-pub(super) fn dotted(version: i32) -> String {
+pub fn dotted(version: i32) -> String {
     // Up to 2.8 the code had one digit less.
     match version < 10_000 {
         true => format!("{}.{}.{}", version / 1000, version / 100 % 10, version % 100),
@@ -188,7 +188,9 @@ fn open() -> std::result::Result<Calls, String> {
         }
     }
     let Some(library) = found else {
-        return Err(format!("several GPUs need NCCL, and libnccl.so.2 was not found ({why}); {REMEDY}"));
+        return Err(format!(
+            "NCCL (libnccl.so.2) was not found, which several GPUs need and one does not ({why}); {REMEDY}"
+        ));
     };
     let broken = |symbol: &str| format!("the libnccl that was found has no {symbol}; {REMEDY}");
     let mut version = 0;
