@@ -19,6 +19,7 @@ mod logging;
 mod memory_table;
 mod mlperf;
 mod model;
+mod placement;
 mod plan;
 mod prepare;
 mod progress;

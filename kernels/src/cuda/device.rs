@@ -94,6 +94,17 @@ pub fn count() -> Result<usize> {
     }
 }
 
+/// Where GPU `ordinal` is on the bus, as the system's files name it; none where the driver does not tell.
+pub fn pci_bus_id(ordinal: usize) -> Option<String> {
+    count().ok().filter(|&count| ordinal < count)?;
+    let gpu = driver::device::get(ordinal as i32).ok()?;
+    let mut text = [0u8; 32];
+    // SAFETY: `text` has room for as many bytes as are said
+    let answer = unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr().cast(), text.len() as i32, gpu) };
+    answer.result().ok()?;
+    std::ffi::CStr::from_bytes_until_nul(&text).ok()?.to_str().ok().map(str::to_owned)
+}
+
 /// A version of CUDA as people write it.
 pub(super) fn dotted(version: i32) -> String {
     format!("{}.{}", version / 1000, version % 1000 / 10)

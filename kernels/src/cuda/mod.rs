@@ -27,7 +27,7 @@ mod rows;
 mod timing;
 mod transfer;
 
-pub use device::{Device, OLDEST, OLDEST_DRIVER, count, driver_version};
+pub use device::{Device, OLDEST, OLDEST_DRIVER, count, driver_version, pci_bus_id};
 pub use images::{ARCHS, COMPILER, IMAGES, Image, Resources, resources};
 pub use memory::{Memory, View, ViewMut};
 pub use nccl::Nccl;

@@ -217,6 +217,18 @@ impl Nccl {
     }
 }
 
+/// Whether several ranks may have one GPU: NCCL can, and the environment tells it to.
+///
+/// # Errors
+/// As [`version`].
+pub fn takes_several_on_one_gpu() -> Result<bool> {
+    Ok(takes_several(version()?))
+}
+
+fn takes_several(version: i32) -> bool {
+    version >= SEVERAL_ON_ONE_GPU && std::env::var(SEVERAL).is_ok_and(|value| value == "1")
+}
+
 /// Queues one of the casts of cu/cast.cu.
 fn cast(
     device: &Device,
@@ -285,8 +297,7 @@ fn agree(cards: &[Card]) -> Result<()> {
     }
     let twice = (0..cards.len()).find_map(|b| Some(((0..b).find(|&a| cards[a].gpu == cards[b].gpu)?, b)));
     if let Some((a, b)) = twice {
-        let enabled = std::env::var(SEVERAL).is_ok_and(|value| value == "1");
-        if !enabled || version < SEVERAL_ON_ONE_GPU {
+        if !takes_several(version) {
             return Err(Error::Ranks(format!(
                 "ranks {a} and {b} have the same GPU: start as many as there are GPUs (NCCL {} takes several on one GPU from \
                  {} on, with {SEVERAL}=1)",
