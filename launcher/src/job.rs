@@ -65,7 +65,8 @@ pub fn run(place: &PlaceArgs, config: &Config, train: impl Train) -> anyhow::Res
         Role::Rank(found) => {
             let joined = join(&found, config)?;
             // Processes that are asked for as such share the machine's cores.
-            let wanted = if place.processes.is_some() && wanted == Wanted::Auto { Wanted::Cpu } else { wanted };
+            let wanted =
+                if place.processes.is_some() && wanted == Wanted::Auto { Wanted::Cpu } else { wanted };
             as_rank(&found, wanted, config, joined, train)
         }
     }
@@ -224,7 +225,9 @@ fn gpu(found: &Found, wanted: Wanted, transport: &mut dyn Transport) -> anyhow::
         match (&own, without) {
             (_, None) => exit::say(&format!("device auto: {} GPUs", place.world)),
             (Err(error), _) => exit::say(&format!("device auto: the CPU, because {error}")),
-            (Ok(_), Some(rank)) => exit::say(&format!("device auto: the CPU, because rank {rank} has no GPU")),
+            (Ok(_), Some(rank)) => {
+                exit::say(&format!("device auto: the CPU, because rank {rank} has no GPU"))
+            }
         }
     }
     Ok(own.ok().filter(|_| without.is_none()).and_then(place_near))

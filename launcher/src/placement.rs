@@ -70,7 +70,8 @@ pub fn keep_near_gpu(place: &Place, gpus: usize, divide: bool) {
         return;
     }
     // Those whose GPUs lie at the same cores share them.
-    let mates: Vec<usize> = (0..place.local_world).filter(|&rank| near(rank).as_ref() == Some(&own)).collect();
+    let mates: Vec<usize> =
+        (0..place.local_world).filter(|&rank| near(rank).as_ref() == Some(&own)).collect();
     let mine = mates.iter().position(|&rank| rank == place.local_rank).unwrap_or(0);
     if cores.len() >= mates.len() {
         keep_to(&cores[share(cores.len(), mine, mates.len())]);
