@@ -84,7 +84,7 @@ pub struct PlaceArgs {
     /// Where to train [key: train.device, default: auto]
     #[arg(long, value_enum)]
     pub device: Option<Device>,
-    /// Number of GPUs [default: none]
+    /// GPUs to train on, on each machine: as many processes are started as mpirun and the like have not [default: 1 if any]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub gpus: Option<u32>,
     /// Processes to start on this machine, each with its share of the cores [default: 1]

@@ -24,10 +24,6 @@ pub struct Chosen {
     pub why: Option<String>,
 }
 
-/// What `--gpus` above 1 is answered with.
-pub const SEVERAL: &str = "training on several GPUs needs NCCL, which this build does not use yet; use --gpus 1, or --device \
-                           cpu with --processes";
-
 /// Takes the GPU where it was asked for, or where nothing was and one can be had.
 ///
 /// # Errors
@@ -58,6 +54,11 @@ pub fn on_cpu(config: &Config) -> anyhow::Result<Cpu<f32>> {
     Ok(Cpu::new())
 }
 
+/// How a GPU is used.
+pub fn options(config: &Config) -> Options {
+    Options { graph: config.train.graph, ..Options::default() }
+}
+
 impl Chosen {
     /// The CPU.
     pub fn cpu(why: Option<String>) -> Self {
@@ -72,7 +73,7 @@ impl Chosen {
         let Some(gpu) = self.gpu else {
             return work.on(on_cpu(config)?, None);
         };
-        let options = Options { graph: config.train.graph, ..Options::default() };
+        let options = options(config);
         match config.train.precision {
             Precision::F32 => work.on(Cuda::<f32>::new(gpu.clone(), options)?, Some(gpu)),
             Precision::Auto | Precision::Bf16 => work.on(Cuda::<bf16>::new(gpu.clone(), options)?, Some(gpu)),

@@ -26,7 +26,7 @@ fn cuda<E: Element>() -> Cuda<E> {
 
 /// Runs the launcher with the emulator in place of the driver, and what else the environment is to say. None where the
 /// binary was built without kernels: it then refuses every GPU.
-fn emulated(place: &Workplace, line: &str, environment: &[(&str, &str)]) -> Option<Ran> {
+pub fn emulated(place: &Workplace, line: &str, environment: &[(&str, &str)]) -> Option<Ran> {
     if IMAGES.is_empty() {
         println!("skipped: built without nvcc");
         return None;

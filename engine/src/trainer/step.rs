@@ -157,7 +157,7 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         options: &Options<'_>,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let numbers = self.setup.bert.backend().read(queued.numbers)?;
+        let numbers = self.group.wait(|| self.setup.bert.backend().read(queued.numbers))?;
         let (losses, outcome) = numbers.split_at(LOSSES);
         let outcome = UpdateOutcome::from_numbers(outcome);
         let mut shared: Vec<f64> = losses.iter().copied().map(f64::from).collect();

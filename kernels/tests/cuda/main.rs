@@ -12,6 +12,7 @@ mod layernorm;
 mod lengths;
 mod linear;
 mod loss;
+mod nccl;
 mod optim;
 mod probe;
 mod resources;
