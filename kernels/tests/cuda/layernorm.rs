@@ -65,7 +65,12 @@ impl Case {
         [0, 1, 2].map(|i| 1 + i * self.h..1 + (i + 1) * self.h)
     }
 
-    fn exact(&self, inputs: &Inputs, z_of: impl Fn(&[f64]) -> Vec<f64>, statistics: impl Fn(&[f64]) -> Vec<f64>) -> Outputs {
+    fn exact(
+        &self,
+        inputs: &Inputs,
+        z_of: impl Fn(&[f64]) -> Vec<f64>,
+        statistics: impl Fn(&[f64]) -> Vec<f64>,
+    ) -> Outputs {
         let (n, [dgamma, dbeta, dbias]) = (self.rows * self.h, self.ranges());
         let mut z = inputs.x.clone();
         let (mut y, mut mean, mut rstd) = (vec![0.0; n], vec![0.0; self.rows], vec![0.0; self.rows]);
@@ -105,7 +110,8 @@ impl Case {
     fn run<E: Element>(&self, cuda: &Cuda<E>, inputs: &Inputs, exact: &Outputs) -> Outputs {
         let n = self.rows * self.h;
         let keys = put(cuda, &inputs.keys);
-        let [x, residual, dy, kept] = [&inputs.x, &inputs.residual, &inputs.dy, &exact.z].map(|v| self.put_past(cuda, v));
+        let [x, residual, dy, kept] =
+            [&inputs.x, &inputs.residual, &inputs.dy, &exact.z].map(|v| self.put_past(cuda, v));
         let [gamma, beta, means, rstds] =
             [&inputs.gamma, &inputs.beta, &exact.mean, &exact.rstd].map(|v| put_f32(cuda, v));
         let [mut y, mut dz, mut dx] = [0; 3].map(|_| poisoned::<E, E>(cuda, self.past + n));
@@ -170,19 +176,37 @@ impl Case {
             close_f32(&name(what), &got.grads[range.clone()], &exact.grads[range], 4.0);
         }
         let ends = [0, 3 * self.h + 1];
-        assert_eq!(ends.map(|i| got.grads[i]), ends.map(|i| inputs.grads[i]), "{}", name("beside the gradients"));
+        assert_eq!(
+            ends.map(|i| got.grads[i]),
+            ends.map(|i| inputs.grads[i]),
+            "{}",
+            name("beside the gradients")
+        );
         assert_eq!(self.run(&cuda, &inputs, &exact), got, "{}", name("a second run"));
     }
 }
 
 fn cases() -> Vec<Case> {
     let sizes = [
-        (1, 2), (513, 30), (130, 64), (513, 96), (7, 128), (130, 256), (33, 264), (7, 512), (130, 768), (33, 1000), (70, 1024),
-        (7, 1032), (3, 2048), (2, 4096), (700, 1536),
+        (1, 2),
+        (513, 30),
+        (130, 64),
+        (513, 96),
+        (7, 128),
+        (130, 256),
+        (33, 264),
+        (7, 512),
+        (130, 768),
+        (33, 1000),
+        (70, 1024),
+        (7, 1032),
+        (3, 2048),
+        (2, 4096),
+        (700, 1536),
     ];
     let both = |(rows, h)| {
-        let [with, without] = [(true, 0.1, 0), (false, 0.0, 0)]
-            .map(|(residual, p, past)| Case { rows, h, residual, p, past });
+        let [with, without] =
+            [(true, 0.1, 0), (false, 0.0, 0)].map(|(residual, p, past)| Case { rows, h, residual, p, past });
         [with, without]
     };
     let more = [(7, 1024, 0.5, 0), (7, 1024, 0.1, 1), (7, 768, 0.5, 3)];

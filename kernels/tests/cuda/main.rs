@@ -9,6 +9,7 @@ mod check;
 mod layernorm;
 mod linear;
 mod loss;
+mod nonfinite;
 mod optim;
 mod probe;
 mod resources;
