@@ -2,7 +2,7 @@
 //! says of each kernel's registers and spills. Without `nvcc` the table is empty: everything else builds and works.
 //!
 //! `nvcc` is looked for in `NVCC`, `CUDA_HOME`, `.cuda/` of the repository (tools/cuda-toolchain.sh) and `PATH`.
-//! `BERT_CUDA_ARCHS` names the architectures, `80,90a` unless told. `BERT_CUDA=off` builds without kernels, `required`
+//! `BERT_CUDA_ARCHS` names the architectures, the oldest first, `80,90a` unless told. `BERT_CUDA=off` builds without kernels, `required`
 //! makes a missing compiler an error.
 use std::env;
 use std::fmt::Write;
@@ -22,7 +22,7 @@ fn main() {
     let wanted = env::var("BERT_CUDA").unwrap_or_default();
     let archs = env::var("BERT_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.into());
     let nvcc = if wanted == "off" { None } else { find_nvcc() };
-    let mut table = String::from("pub static IMAGES: &[Image] = &[\n");
+    let mut table = String::from("/// The kernels in this binary, one image for each file; none where it was built without nvcc.\npub static IMAGES: &[Image] = &[\n");
     match &nvcc {
         Some((nvcc, _)) => {
             let files = sources();
@@ -53,7 +53,7 @@ fn main() {
     table.push_str("];\n");
     let archs = if nvcc.is_some() { &archs[..] } else { "" };
     let version = nvcc.map_or(String::new(), |(_, version)| version);
-    let _ = writeln!(table, "pub const ARCHS: &str = {archs:?};\npub const COMPILER: &str = {version:?};");
+    let _ = writeln!(table, "/// The architectures they are compiled for, as in `80,90a`.\npub const ARCHS: &str = {archs:?};\n/// nvcc's release.\npub const COMPILER: &str = {version:?};");
     fs::write(out.join("images.rs"), table).expect("cannot write to OUT_DIR");
 }
 
@@ -92,6 +92,10 @@ fn compile(nvcc: &Path, source: &Path, archs: &str, out: &Path) -> String {
     command.args(["-fatbin", "-std=c++17", "-O3", "-Icu", "-lineinfo", "-Werror=all-warnings", "-Xptxas=-v"]);
     for arch in archs.split(',').map(str::trim) {
         command.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
+    }
+    // The oldest one's intermediate code too: drivers compile it for GPUs that are newer than all of these.
+    if let Some(oldest) = archs.split(',').map(str::trim).next() {
+        command.arg(format!("-gencode=arch=compute_{oldest},code=compute_{oldest}"));
     }
     command.arg(source).arg("-o").arg(out.join(format!("{}.fatbin", stem(source))));
     let done =

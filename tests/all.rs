@@ -1,6 +1,7 @@
-//! One integration-test binary: parity with the reference, training, command line, ranks, robustness.
+//! One integration-test binary: parity with the reference, training, command line, GPU, ranks, robustness.
 
 mod cli;
+mod gpu;
 mod parity;
 mod ranks;
 mod robustness;

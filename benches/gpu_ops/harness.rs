@@ -128,7 +128,8 @@ impl<'c> Bench<'c> {
 
     /// Elements between -0.5 and 0.5: products of zeros draw less power and run faster.
     pub fn elems(&self, len: usize) -> Result<Memory<bf16>> {
-        let block: Vec<bf16> = self.noise[..len.min(self.noise.len())].iter().map(|&x| bf16::from_f32(x)).collect();
+        let block: Vec<bf16> =
+            self.noise[..len.min(self.noise.len())].iter().map(|&x| bf16::from_f32(x)).collect();
         self.repeated(&block, len)
     }
 
@@ -230,10 +231,14 @@ impl<'c> Bench<'c> {
         for row in &self.rows {
             let rate = row.rate();
             let (work, rate_text, ceiling) = match row.work {
-                Work::Bytes(n) => (format!("{:.1} MB", n as f64 / 1e6), format!("{:.0} GB/s", rate / 1e9), ceilings[0]),
-                Work::Flops(n) => {
-                    (format!("{:.1} GFLOP", n as f64 / 1e9), format!("{:.1} TFLOP/s", rate / 1e12), ceilings[1])
+                Work::Bytes(n) => {
+                    (format!("{:.1} MB", n as f64 / 1e6), format!("{:.0} GB/s", rate / 1e9), ceilings[0])
                 }
+                Work::Flops(n) => (
+                    format!("{:.1} GFLOP", n as f64 / 1e9),
+                    format!("{:.1} TFLOP/s", rate / 1e12),
+                    ceilings[1],
+                ),
             };
             let share = ceiling.map_or("-".into(), |ceiling| format!("{:.0} %", 100.0 * rate / ceiling));
             println!("| {} | {:.4} | {work} | {rate_text} | {share} |", row.name, row.milliseconds);

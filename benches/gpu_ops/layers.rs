@@ -163,7 +163,8 @@ pub fn attention(bench: &mut Bench<'_>) -> Result<()> {
     };
     // two products forward, five backward
     let product = 2 * t * s.length * h;
-    for (name, rate) in [("", dropout(&keys).rate), (" without dropout", kernels::philox::DropoutRate::NONE)] {
+    for (name, rate) in [("", dropout(&keys).rate), (" without dropout", kernels::philox::DropoutRate::NONE)]
+    {
         let dropout = || Dropout { rate, ..dropout(&keys) };
         bench.run(&format!("attention_forward{name}"), Work::Flops(2 * product), |cuda| {
             let (out, lse, qkv) = (all_mut(&mut out), all_mut(&mut lse), Qkv::Packed(all(&qkv)));

@@ -8,11 +8,26 @@ use kernels::{Backend, Result};
 /// Tensors of the sizes that the model has, one after another.
 fn tensors(bench: &Bench<'_>) -> Vec<TensorSpan> {
     let (h, f) = (bench.shape.hidden, bench.shape.inner);
-    let mut sizes = vec![(bench.shape.vocab * h, true), (bench.shape.length * h, true), (2 * h, true), (h, false), (h, false)];
+    let mut sizes = vec![
+        (bench.shape.vocab * h, true),
+        (bench.shape.length * h, true),
+        (2 * h, true),
+        (h, false),
+        (h, false),
+    ];
     for _ in 0..bench.shape.layers {
         // queries, keys, values and output; the layernorm; the feed-forward network; its layernorm
         sizes.extend([(h * h, true), (h, false)].repeat(4));
-        sizes.extend([(h, false), (h, false), (f * h, true), (f, false), (h * f, true), (h, false), (h, false), (h, false)]);
+        sizes.extend([
+            (h, false),
+            (h, false),
+            (f * h, true),
+            (f, false),
+            (h * f, true),
+            (h, false),
+            (h, false),
+            (h, false),
+        ]);
     }
     let mut at = 0;
     let span = |(len, decay)| {

@@ -91,8 +91,12 @@ __device__ __forceinline__ void embedding_forward_any(T* y, T* z, float* mean, f
     const T* word = table_row<T>(tables.word, tables.tokens[row], cols);
     const T* position = table_row<T>(tables.position, tables.positions[row], cols);
     const T* kind = table_row<T>(tables.kind, tables.types[row], cols);
-    for (unsigned c = threadIdx.x; c < cols; c += blockDim.x) z[at + c] = narrow<T>(widen(word[c]) + widen(position[c]) + widen(kind[c]));
-    const Statistics statistics = forward_any(z + at, gamma, beta, eps, cols, [&](unsigned c, float out) {
+    const auto sum = [&](unsigned c) {
+        const float x = widen(word[c]) + widen(position[c]) + widen(kind[c]);
+        z[at + c] = narrow<T>(x);
+        return x;
+    };
+    const Statistics statistics = forward_any(gamma, beta, eps, cols, sum, [&](unsigned c, float out) {
         y[at + c] = narrow<T>(dropout.threshold ? masked_column(dropout, key, c, out) : out);
     });
     if (threadIdx.x == 0) {
@@ -224,6 +228,15 @@ __device__ __forceinline__ void group_join(const GroupSum<T>& a) {
     }                                                                                                                             \
     EXPORT(embedding_forward_##cols##_##suffix)
 
+// `resident` blocks fit a multiprocessor.
+#define BACKWARD(T, suffix, cols, resident)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, resident)                                                      \
+        embedding_backward_##cols##_##suffix(T* dy, const T* z, const float* mean, const float* rstd, const float* gamma,         \
+                                             float* partials, unsigned rows, unsigned width, Dropout dropout) {                   \
+        layernorm_backward<T, cols / WARP / WIDE<T>, true>({dy, nullptr, dy, z, mean, rstd, gamma, partials, rows, width, dropout}); \
+    }                                                                                                                             \
+    EXPORT(embedding_backward_##cols##_##suffix)
+
 #define GROUPS(T, suffix, name, W)                                                                                                \
     extern "C" __global__ void __launch_bounds__(GROUP_THREADS)                                                                   \
         group_sum_##name##suffix(float* table, float* parts, const T* dz, const unsigned* ids, const unsigned* starts,            \
@@ -254,12 +267,10 @@ __device__ __forceinline__ void group_join(const GroupSum<T>& a) {
         embedding_forward_any<T>(y, z, mean, rstd, tables, gamma, beta, eps, cols, dropout);                                      \
     }                                                                                                                             \
     EXPORT(embedding_forward_any_##suffix)                                                                                        \
-    extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 2)                                                             \
-        embedding_backward_##suffix(T* dy, const T* z, const float* mean, const float* rstd, const float* gamma,                  \
-                                    float* partials, unsigned rows, unsigned cols, Dropout dropout) {                             \
-        layernorm_backward<T, true>({dy, nullptr, dy, z, mean, rstd, gamma, partials, rows, cols, dropout});                      \
-    }                                                                                                                             \
-    EXPORT(embedding_backward_##suffix)                                                                                           \
+    BACKWARD(T, suffix, 256, 4)                                                                                                   \
+    BACKWARD(T, suffix, 512, 2)                                                                                                   \
+    BACKWARD(T, suffix, 768, 1)                                                                                                   \
+    BACKWARD(T, suffix, 1024, 1)                                                                                                  \
     extern "C" __global__ void __launch_bounds__(ANY_THREADS)                                                                     \
         embedding_backward_any_##suffix(T* dy, const T* z, const float* mean, const float* rstd, const float* gamma,              \
                                         float* partials, unsigned rows, unsigned cols, Dropout dropout) {                         \

@@ -62,12 +62,14 @@ __device__ __forceinline__ void layernorm_forward_any(T* __restrict__ y, T* z, c
                                                       const float* __restrict__ beta, float eps, unsigned cols, const Dropout& dropout) {
     const size_t row = blockIdx.x, at = row * cols;
     const unsigned key = dropout.threshold ? dropout.row_keys[row] : 0;
-    for (unsigned c = threadIdx.x; c < cols; c += blockDim.x) {
+    const auto sum = [&](unsigned c) {
         float x = widen(z[at + c]);
         if (dropout.threshold) x = masked_column(dropout, key, c, x);
-        z[at + c] = narrow<T>(residual ? x + widen(residual[at + c]) : x);
-    }
-    const Statistics statistics = forward_any(z + at, gamma, beta, eps, cols, [&](unsigned c, float out) { y[at + c] = narrow<T>(out); });
+        if (residual) x += widen(residual[at + c]);
+        z[at + c] = narrow<T>(x);
+        return x;
+    };
+    const Statistics statistics = forward_any(gamma, beta, eps, cols, sum, [&](unsigned c, float out) { y[at + c] = narrow<T>(out); });
     if (threadIdx.x == 0) {
         mean[row] = statistics.mean;
         rstd[row] = statistics.rstd;
@@ -82,6 +84,16 @@ __device__ __forceinline__ void layernorm_forward_any(T* __restrict__ y, T* z, c
     }                                                                                                                         \
     EXPORT(layernorm_forward_##cols##_##suffix)
 
+// `resident` blocks fit a multiprocessor.
+#define BACKWARD(T, suffix, cols, resident)                                                                                   \
+    extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, resident)                                                  \
+        layernorm_backward_##cols##_##suffix(T* dz, T* dx, const T* dy, const T* z, const float* mean, const float* rstd,     \
+                                             const float* gamma, float* partials, unsigned rows, unsigned width,              \
+                                             Dropout dropout) {                                                               \
+        layernorm_backward<T, cols / WARP / WIDE<T>, false>({dz, dx, dy, z, mean, rstd, gamma, partials, rows, width, dropout}); \
+    }                                                                                                                         \
+    EXPORT(layernorm_backward_##cols##_##suffix)
+
 #define LAYERNORM(T, suffix)                                                                                                  \
     FORWARD(T, suffix, 256)                                                                                                   \
     FORWARD(T, suffix, 512)                                                                                                   \
@@ -93,12 +105,10 @@ __device__ __forceinline__ void layernorm_forward_any(T* __restrict__ y, T* z, c
         layernorm_forward_any<T>(y, z, residual, mean, rstd, gamma, beta, eps, cols, dropout);                                \
     }                                                                                                                         \
     EXPORT(layernorm_forward_any_##suffix)                                                                                    \
-    extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, 2)                                                         \
-        layernorm_backward_##suffix(T* dz, T* dx, const T* dy, const T* z, const float* mean, const float* rstd,              \
-                                    const float* gamma, float* partials, unsigned rows, unsigned cols, Dropout dropout) {     \
-        layernorm_backward<T, false>({dz, dx, dy, z, mean, rstd, gamma, partials, rows, cols, dropout});                      \
-    }                                                                                                                         \
-    EXPORT(layernorm_backward_##suffix)                                                                                       \
+    BACKWARD(T, suffix, 256, 4)                                                                                               \
+    BACKWARD(T, suffix, 512, 2)                                                                                               \
+    BACKWARD(T, suffix, 768, 1)                                                                                               \
+    BACKWARD(T, suffix, 1024, 1)                                                                                              \
     extern "C" __global__ void __launch_bounds__(ANY_THREADS)                                                                 \
         layernorm_backward_any_##suffix(T* dz, T* dx, const T* dy, const T* z, const float* mean, const float* rstd,          \
                                         const float* gamma, float* partials, unsigned rows, unsigned cols, Dropout dropout) { \

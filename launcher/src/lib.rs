@@ -7,6 +7,7 @@
 pub mod args;
 mod bench;
 mod device;
+mod doctor;
 mod eval;
 mod exit;
 mod fill_mask;
@@ -63,7 +64,7 @@ fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<u8> {
         Some(Command::Mlperf(args)) => mlperf::run(args, out),
         Some(Command::Plan(args)) => plan::run(args, out),
         Some(Command::Bench(args)) => bench::run(args, out),
-        Some(Command::Doctor(_)) => anyhow::bail!("not yet"),
+        Some(Command::Doctor(args)) => doctor::run(args, out),
     }
 }
 

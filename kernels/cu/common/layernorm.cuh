@@ -7,21 +7,18 @@
 // Forward: one warp holds a row in registers, so that nothing is read twice and no barrier is needed; the variance is taken
 // around the mean in a second pass over the registers.
 //
-// Backward: one vector a thread, a few warps a row, several rows at once in a block. Blocks stay and take every gridDim.x-th
-// set of rows, because a thread then keeps the column sums of its columns in registers; each block writes them once, and
-// add_partials (rows.cu) adds the blocks in their order. The next rows are loaded before the sums of the present ones meet,
-// which keeps loads in flight over the barrier, of which there is one a row.
+// Backward: again one warp a row. Blocks stay and take every gridDim.x-th set of rows, because a lane then keeps the column sums
+// of its columns in registers; each block writes them once, and add_partials (rows.cu) adds the blocks in their order.
 //
-// Rows that no vector fits, or that are longer than these take, go through forward_any and backward_any: one column a
-// thread at a time, any length.
+// Rows that no vector fits, or that are longer than 1024, go through forward_any and layernorm_backward_any: a block a row, one
+// column a thread at a time, any length.
 #pragma once
 #include "common/mask.cuh"
 #include "common/reduce.cuh"
 #include "common/vector.cuh"
 
-// Threads of a block of backward, at most; two blocks on a multiprocessor leave each thread 80 registers.
-constexpr int BACKWARD_THREADS = 384;
-// Threads of a block of forward_any and backward_any.
+// Threads of a block of backward, and of those for any length.
+constexpr int BACKWARD_THREADS = 256;
 constexpr int ANY_THREADS = 256;
 
 struct Statistics {
@@ -58,19 +55,22 @@ __device__ __forceinline__ void normalize(float (&z)[N], const Statistics& row, 
     for (int i = 0; i < N; i++) z[i] = fmaf((z[i] - row.mean) * row.rstd, scale[i], shift[i]);
 }
 
-// One block a row: z holds the row, finish(column, y) takes each normalized element.
-template <typename T, typename Finish>
-__device__ __forceinline__ Statistics forward_any(const T* z, const float* gamma, const float* beta, float eps, unsigned cols, Finish finish) {
+// One block a row, in f32 in dynamic shared memory: `row(column)` gives its elements, finish(column, y) takes the normalized.
+template <typename Row, typename Finish>
+__device__ __forceinline__ Statistics forward_any(const float* gamma, const float* beta, float eps, unsigned cols, Row row, Finish finish) {
     SHARED(float, sums, [ANY_THREADS / WARP]);
+    SHARED_DYNAMIC(float, z);
+    const float inverse = 1.0f / static_cast<float>(cols);
     float sum = 0.0f, squares = 0.0f;
-    for (unsigned c = threadIdx.x; c < cols; c += blockDim.x) sum += widen(z[c]);
-    const float mean = block_sum(sum, sums) / static_cast<float>(cols);
+    // each thread reads what it wrote itself
     for (unsigned c = threadIdx.x; c < cols; c += blockDim.x) {
-        const float x = widen(z[c]) - mean;
-        squares = fmaf(x, x, squares);
+        z[c] = row(c);
+        sum += z[c];
     }
-    const float rstd = 1.0f / sqrtf(block_sum(squares, sums) / static_cast<float>(cols) + eps);
-    for (unsigned c = threadIdx.x; c < cols; c += blockDim.x) finish(c, fmaf((widen(z[c]) - mean) * rstd, gamma[c], beta[c]));
+    const float mean = block_sum(sum, sums) * inverse;
+    for (unsigned c = threadIdx.x; c < cols; c += blockDim.x) squares = fmaf(z[c] - mean, z[c] - mean, squares);
+    const float rstd = 1.0f / sqrtf(block_sum(squares, sums) * inverse + eps);
+    for (unsigned c = threadIdx.x; c < cols; c += blockDim.x) finish(c, fmaf((z[c] - mean) * rstd, gamma[c], beta[c]));
     return {mean, rstd};
 }
 
@@ -90,101 +90,93 @@ struct LayerNormGradient {
     Dropout dropout;
 };
 
-// A thread's part of one row on its way through backward.
-template <typename T>
+// A lane's part of one row on its way through backward.
+template <typename T, int VECS>
 struct RowPart {
-    Vec<T, WIDE<T>> dy, z;
+    Vec<T, WIDE<T>> dy[VECS], z[VECS];
     Statistics row;
     unsigned key;
+
+    // Lanes beyond the row load its first vector again, so that nothing branches.
+    __device__ __forceinline__ void fetch(const LayerNormGradient<T>& a, unsigned at) {
+        const size_t first = static_cast<size_t>(at) * a.cols;
+#pragma unroll
+        for (int v = 0; v < VECS; v++) {
+            const size_t from = first + (lane_column<T>(v) < a.cols ? lane_column<T>(v) : 0);
+            dy[v] = load<WIDE<T>>(a.dy + from);
+            z[v] = load<WIDE<T>>(a.z + from);
+        }
+        row = {a.mean[at], a.rstd[at]};
+        key = a.dropout.threshold ? a.dropout.row_keys[at] : 0;
+    }
 };
 
-template <typename T>
-__device__ __forceinline__ void fetch(RowPart<T>& part, const LayerNormGradient<T>& a, size_t row, unsigned column) {
-    part.dy = load<WIDE<T>>(a.dy + row * a.cols + column);
-    part.z = load<WIDE<T>>(a.z + row * a.cols + column);
-    part.row = {a.mean[row], a.rstd[row]};
-    part.key = a.dropout.threshold ? a.dropout.row_keys[row] : 0;
-}
-
-// Blocks of [threads of a row, rows at once]; threads of a row are whole warps.
-template <typename T, bool EMBEDDING>
+// One warp a row of at most VECS vectors a lane, blocks of BACKWARD_THREADS.
+template <typename T, int VECS, bool EMBEDDING>
 __device__ __forceinline__ void layernorm_backward(const LayerNormGradient<T>& a) {
-    constexpr int W = WIDE<T>, SUMS = EMBEDDING ? 2 : 3;
-    SHARED(float2, meeting, [2][BACKWARD_THREADS / WARP]);
-    SHARED(float, totals, [W][BACKWARD_THREADS]);
-    const unsigned thread = threadIdx.y * blockDim.x + threadIdx.x, warps = blockDim.x / WARP;
-    const unsigned column = threadIdx.x * W;
-    const bool inside = column < a.cols;
-    const size_t step = static_cast<size_t>(gridDim.x) * blockDim.y;
-    size_t row = static_cast<size_t>(blockIdx.x) * blockDim.y + threadIdx.y;
-
+    constexpr int W = WIDE<T>, SUMS = EMBEDDING ? 2 : 3, WARPS = BACKWARD_THREADS / WARP;
+    SHARED(float, totals, [WARPS][VECS * W][WARP]);
+    const unsigned warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, step = gridDim.x * WARPS;
     const float inverse = 1.0f / static_cast<float>(a.cols);
-    float sums[SUMS][W] = {}, gamma[W] = {};
-    RowPart<T> next = {};
-    if (inside) load_floats(gamma, a.gamma + column);
-    if (inside && row < a.rows) fetch(next, a, row, column);
-    int turn = 0;
-    // the same number of turns for all rows of the block, which meet at its barriers
-    for (size_t first = row - threadIdx.y; first < a.rows; first += step, row += step, turn ^= 1) {
-        const RowPart<T> part = next;
-        const bool valid = inside && row < a.rows;
-        if (inside && row + step < a.rows) fetch(next, a, row + step, column);
-        MaskBytes<T> bytes = {};
-        if (a.dropout.threshold) bytes = vector_bytes<T>(a.dropout, part.key, column);
-        float2 sum = {0.0f, 0.0f};
-        if (valid) {
+    float sums[SUMS][VECS][W] = {};
+    for (unsigned row = blockIdx.x * WARPS + warp; row < a.rows; row += step) {
+        RowPart<T, VECS> part;
+        part.fetch(a, row);
+        MaskBytes<T> bytes[VECS];
+        if (a.dropout.threshold) row_bytes(bytes, a.dropout, part.key);
+        const auto gradient = [&](int v, int i) {
+            const float dy = widen(part.dy[v].at[i]);
+            return EMBEDDING && a.dropout.threshold ? masked(a.dropout, bytes[v], i, dy) : dy;
+        };
+        float sum_g = 0.0f, sum_g_xhat = 0.0f;
+#pragma unroll
+        for (int v = 0; v < VECS; v++) {
+            if (lane_column<T>(v) >= a.cols) continue;
+            float gamma[W];
+            load_floats(gamma, a.gamma + lane_column<T>(v));
 #pragma unroll
             for (int i = 0; i < W; i++) {
-                float dy = widen(part.dy.at[i]);
-                if (EMBEDDING && a.dropout.threshold) dy = masked(a.dropout, bytes, i, dy);
-                const float xhat = (widen(part.z.at[i]) - part.row.mean) * part.row.rstd, g = dy * gamma[i];
-                sums[0][i] = fmaf(dy, xhat, sums[0][i]);
-                sums[1][i] += dy;
-                sum.x += g;
-                sum.y = fmaf(g, xhat, sum.y);
+                const float dy = gradient(v, i), xhat = (widen(part.z[v].at[i]) - part.row.mean) * part.row.rstd;
+                sums[0][v][i] = fmaf(dy, xhat, sums[0][v][i]);
+                sums[1][v][i] += dy;
+                sum_g = fmaf(dy, gamma[i], sum_g);
+                sum_g_xhat = fmaf(dy * gamma[i], xhat, sum_g_xhat);
             }
         }
-        sum = {warp_sum(sum.x), warp_sum(sum.y)};
-        if (threadIdx.x % WARP == 0) meeting[turn][thread / WARP] = sum;
-        __syncthreads();  // one is enough: the sums of the last turn lie in the other half
-        sum = meeting[turn][threadIdx.y * warps];
-#pragma unroll 4
-        for (unsigned w = 1; w < warps; w++) {
-            const float2 other = meeting[turn][threadIdx.y * warps + w];
-            sum = {sum.x + other.x, sum.y + other.y};
-        }
-        if (!valid) continue;
-        const float mean_g = sum.x * inverse, mean_g_xhat = sum.y * inverse;
-        float dz[W], dx[W];
+        const float mean_g = warp_sum(sum_g) * inverse, mean_g_xhat = warp_sum(sum_g_xhat) * inverse;
 #pragma unroll
-        for (int i = 0; i < W; i++) {
-            float dy = widen(part.dy.at[i]);
-            if (EMBEDDING && a.dropout.threshold) dy = masked(a.dropout, bytes, i, dy);
-            const float xhat = (widen(part.z.at[i]) - part.row.mean) * part.row.rstd;
-            float d = part.row.rstd * (dy * gamma[i] - mean_g - xhat * mean_g_xhat);
-            dz[i] = d;
-            if constexpr (!EMBEDDING) {
-                if (a.dropout.threshold) d = masked(a.dropout, bytes, i, d);
-                dx[i] = d;
-                sums[2][i] += d;
+        for (int v = 0; v < VECS; v++) {
+            if (lane_column<T>(v) >= a.cols) continue;
+            float gamma[W], dz[W], dx[W];
+            load_floats(gamma, a.gamma + lane_column<T>(v));
+#pragma unroll
+            for (int i = 0; i < W; i++) {
+                const float xhat = (widen(part.z[v].at[i]) - part.row.mean) * part.row.rstd;
+                dz[i] = part.row.rstd * (fmaf(gradient(v, i), gamma[i], -mean_g) - xhat * mean_g_xhat);
+                if constexpr (!EMBEDDING) {
+                    dx[i] = a.dropout.threshold ? masked(a.dropout, bytes[v], i, dz[i]) : dz[i];
+                    sums[2][v][i] += dx[i];
+                }
             }
+            const size_t at = static_cast<size_t>(row) * a.cols + lane_column<T>(v);
+            store(a.dz + at, narrowed<T>(dz));
+            if constexpr (!EMBEDDING) store(a.dx + at, narrowed<T>(dx));
         }
-        store(a.dz + row * a.cols + column, narrowed<T>(dz));
-        if constexpr (!EMBEDDING) store(a.dx + row * a.cols + column, narrowed<T>(dx));
     }
 
 #pragma unroll
     for (int s = 0; s < SUMS; s++) {
         __syncthreads();
 #pragma unroll
-        for (int i = 0; i < W; i++) totals[i][thread] = sums[s][i];
+        for (int i = 0; i < VECS * W; i++) totals[warp][i][lane] = sums[s][i / W][i % W];
         __syncthreads();
-        if (threadIdx.y > 0 || !inside) continue;
-        for (unsigned y = 1; y < blockDim.y; y++) {
-#pragma unroll
-            for (int i = 0; i < W; i++) sums[s][i] += totals[i][y * blockDim.x + thread];
+        float* out = a.partials + (static_cast<size_t>(blockIdx.x) * SUMS + s) * a.cols;
+        for (unsigned c = threadIdx.x; c < a.cols; c += BACKWARD_THREADS) {
+            const unsigned from = c / W % WARP, i = c / (W * WARP) * W + c % W;
+            float sum = totals[0][i][from];
+            for (int w = 1; w < WARPS; w++) sum += totals[w][i][from];
+            out[c] = sum;
         }
-        store_floats(a.partials + (static_cast<size_t>(blockIdx.x) * SUMS + s) * a.cols + column, sums[s]);
     }
 }
 

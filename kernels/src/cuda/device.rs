@@ -6,7 +6,7 @@
 use super::failure::Doing;
 use super::images::{ARCHS, IMAGES, Image};
 use super::launch::Function;
-use super::{events, graph, timing};
+use super::{events, gemm, graph, timing};
 use crate::{Error, Result};
 use cudarc::driver::result as driver;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
@@ -100,7 +100,7 @@ pub(super) fn dotted(version: i32) -> String {
 }
 
 impl Device {
-    /// Opens GPU `ordinal` with the kernels in this binary.
+    /// Opens GPU `ordinal` with the kernels in this binary, if cuBLASLt is there too.
     ///
     /// # Errors
     /// Whatever stands in the way, in one line with what to do.
@@ -112,6 +112,7 @@ impl Device {
                         tools/cuda-toolchain.sh`, and build again";
             return Err(Error::Device(what.into()));
         }
+        gemm::version()?;
         Self::open_with(ordinal, IMAGES)
     }
 

@@ -4,7 +4,7 @@
 use super::columns::{Columns, add_partials, aligned, at, wide};
 use super::device::Device;
 use super::launch::{Arg, Launch, dropout, kernel};
-use super::layernorm::{Backward, columns_held, forward_blocks};
+use super::layernorm::{BACKWARD_THREADS, backward_blocks, columns_held, forward_blocks};
 use super::{Cuda, Element};
 use crate::Result;
 use crate::backend::{EmbeddingBackward, EmbeddingForward, Groups};
@@ -64,9 +64,9 @@ pub(super) fn forward<E: Element>(device: &Device, args: EmbeddingForward<'_, Cu
     };
     let launch = Launch::new(device, name).view_mut(&mut y).view_mut(&mut z).view_mut(&mut mean);
     let launch = launch.view_mut(&mut rstd).arg(tables).view(&gamma).view(&beta);
-    let (grid, block) = forward_blocks(held, rows);
+    let (grid, block, shared) = forward_blocks(held, [rows, h]);
     // SAFETY: the arguments are the kernel's, and their lengths were checked; the indices are the caller's promise
-    unsafe { launch.arg(eps as f32).size(rows).size(h).arg(d).run(grid, block, 0) }
+    unsafe { launch.arg(eps as f32).size(rows).size(h).arg(d).run(grid, block, shared) }
 }
 
 pub(super) fn backward<E: Element>(device: &Device, args: EmbeddingBackward<'_, Cuda<E>>) -> Result<()> {
@@ -98,14 +98,19 @@ pub(super) fn backward<E: Element>(device: &Device, args: EmbeddingBackward<'_, 
     }
     let vectors = h.is_multiple_of(wide::<E>()) && dy.is_aligned();
     let columns = Columns::new(device, rows, h, if vectors { wide::<E>() } else { 1 });
-    let normalized = Backward::new::<E>(device, rows, h, &[dy.ptr(), z.ptr(), gamma.ptr()]);
+    let held = columns_held::<E>(h, &[dy.ptr(), z.ptr(), gamma.ptr()]);
+    let blocks = backward_blocks(device, held, rows);
     // the kernels run one after another, so one piece of scratch serves them all
-    let floats = [normalized.blocks * 2 * h, columns.partials(kinds, h), rows.div_ceil(GROUP_CHUNK) * 2 * h];
+    let floats = [blocks * 2 * h, columns.partials(kinds, h), rows.div_ceil(GROUP_CHUNK) * 2 * h];
     let scratch = device.scratch(floats.into_iter().fold(0, usize::max) * size_of::<f32>())?;
 
-    let Backward { vectors: by_vectors, blocks, threads } = normalized;
-    let name =
-        if by_vectors { kernel!(E, "embedding_backward") } else { kernel!(E, "embedding_backward_any") };
+    let name = match held {
+        Some(256) => kernel!(E, "embedding_backward_256"),
+        Some(512) => kernel!(E, "embedding_backward_512"),
+        Some(768) => kernel!(E, "embedding_backward_768"),
+        Some(_) => kernel!(E, "embedding_backward_1024"),
+        None => kernel!(E, "embedding_backward_any"),
+    };
     let launch = Launch::new(device, name).view_mut(&mut dy).view(&z).view(&mean).view(&rstd);
     let launch = launch.view(&gamma).arg(scratch).size(rows).size(h).arg(d);
     let dst = [&dgamma, &dbeta].map(|range| at(grads.ptr(), range));
@@ -115,7 +120,7 @@ pub(super) fn backward<E: Element>(device: &Device, args: EmbeddingBackward<'_, 
     // SAFETY: the arguments are the kernels', and their lengths were checked; scratch has room for each; the indices are the
     // caller's promise
     unsafe {
-        launch.run([blocks, 1, 1], threads, 0)?;
+        launch.run([blocks, 1, 1], [BACKWARD_THREADS, 1, 1], 0)?;
         add_partials(device, &dst, scratch, blocks, h)?;
         columns.sum(device, by_kind, scratch, at(grads.ptr(), &dkind), kinds, h)?;
         for (_, range, _, groups) in &tables {

@@ -64,6 +64,9 @@ fn remedy(error: CUresult) -> Option<&'static str> {
         CUDA_ERROR_NO_BINARY_FOR_GPU | CUDA_ERROR_INVALID_SOURCE | CUDA_ERROR_INVALID_IMAGE => {
             "build again with this GPU's architecture in BERT_CUDA_ARCHS"
         }
+        CUDA_ERROR_STUB_LIBRARY => {
+            "this is the toolkit's stub of the driver, which is for building only: take its folder out of LD_LIBRARY_PATH"
+        }
         CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
             "the driver's library and its kernel module differ: restart the machine, or install one version of both"
         }

@@ -129,6 +129,15 @@ impl<E: Element> Cuda<E> {
         &self.device
     }
 
+    /// Copies within the GPU, in the order of the ops; the lengths must agree.
+    ///
+    /// # Errors
+    /// Lengths that do not, and what the driver says.
+    pub fn copy<T: Pod + Send + Sync>(&self, dst: ViewMut<'_, T>, src: View<'_, T>) -> Result<()> {
+        check_len("copy", "src", src.len(), dst.len())?;
+        self.device.copy(dst.ptr(), src.ptr(), size_of::<T>() * dst.len())
+    }
+
     /// The algorithms that products use, as text. A run that is given them by [`Self::set_choices`] on the same GPU, driver
     /// and cuBLASLt computes the same bits, as another algorithm would sum in another order.
     pub fn choices(&self) -> String {

@@ -24,6 +24,7 @@ unsafe impl Send for Pinned {}
 impl Pinned {
     fn new(device: &Arc<Device>, wanted: usize) -> Result<Self> {
         let bytes = wanted.checked_next_power_of_two().unwrap_or(wanted).max(SMALLEST);
+        device.leave_graph()?;
         device.bind()?;
         // Flags 0: the memory is cached as any other. Memory that is meant for writing only is slow to read.
         // SAFETY: freed on drop
@@ -56,6 +57,7 @@ impl Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         // A destructor has nobody to tell of a failure.
+        let _ = self.device.leave_graph();
         // SAFETY: allocated in `new`, freed once; its owner saw to it that the GPU is done with it
         let _ = self.device.bind().map(|()| unsafe { driver::free_host(self.ptr.cast()) });
     }

@@ -48,7 +48,7 @@ impl Device {
         // SAFETY: recorded by `bracket`
         let done = unsafe { driver::event::synchronize(events[1]) };
         let milliseconds = done.doing("the GPU failed at work queued before").and_then(|()| elapsed(events));
-        events.map(|event| self.give_event(Clock::With, event));
+        self.give_back(events);
         milliseconds
     }
 
@@ -112,15 +112,21 @@ impl Device {
             .and_then(|()| work())
             .and_then(|()| self.record(events[1], self.compute()));
         if done.is_err() {
-            events.map(|event| self.give_event(Clock::With, event));
+            self.give_back(events);
         }
         done.map(|()| events)
+    }
+
+    fn give_back(&self, events: [sys::CUevent; 2]) {
+        for event in events {
+            self.give_event(Clock::With, event);
+        }
     }
 
     /// Gives the events of launches that were not added up back.
     pub(super) fn forget_times(&self) {
         for (_, events) in std::mem::take(&mut lock(&self.profile.records).pending) {
-            events.map(|event| self.give_event(Clock::With, event));
+            self.give_back(events);
         }
     }
 
@@ -130,7 +136,7 @@ impl Device {
             let (calls, total) = records.totals.entry(name).or_default();
             *calls += 1;
             *total += elapsed(events)?;
-            events.map(|event| self.give_event(Clock::With, event));
+            self.give_back(events);
         }
         Ok(())
     }

@@ -6,11 +6,16 @@
 
 mod attention;
 mod check;
+mod elementwise;
+mod embedding;
 mod layernorm;
+mod lengths;
 mod linear;
 mod loss;
 mod nonfinite;
 mod optim;
 mod probe;
 mod resources;
+mod rows;
+mod side;
 mod transfer;

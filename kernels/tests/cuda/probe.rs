@@ -61,15 +61,15 @@ fn what_is_missing_is_told() {
     let said = child(false, &[]);
     says(&said, &["refused: ", "no NVIDIA driver (libcuda.so.1) was found", "install version 580 or newer"]);
     says(&said, &["cuBLASLt (libcublasLt.so.13) was not found"]);
-    let cases: [(&[(&str, &str)], &[&str]); 6] = [
-        (&[("EMULATOR_DRIVER", "12080")], &["it runs CUDA 12.8, and this build needs 13.0", "580"]),
-        (&[("EMULATOR_DEVICES", "0")], &["refused: the NVIDIA driver cannot start", "CUDA_VISIBLE_DEVICES"]),
-        (&[("EMULATOR_ARCH", "75")], &["compute capability 7.5", "8.0"]),
-        (&[("EMULATOR_FAIL", "cuDevicePrimaryCtxRetain:1:46")], &["GPU 0 cannot be opened", "for itself"]),
-        (&[("EMULATOR_FAIL", "cuDevicePrimaryCtxRetain:2:46")], &["cannot use GPU 0", "for itself"]),
-        (&[("EMULATOR_FAIL", "cuInit:1:803")], &["cannot start", "restart the machine"]),
+    let cases = [
+        ("EMULATOR_DRIVER", "12080", ["it runs CUDA 12.8, and this build needs 13.0", "580"]),
+        ("EMULATOR_DEVICES", "0", ["refused: the NVIDIA driver cannot start", "CUDA_VISIBLE_DEVICES"]),
+        ("EMULATOR_ARCH", "75", ["compute capability 7.5", "8.0"]),
+        ("EMULATOR_FAIL", "cuDevicePrimaryCtxRetain:1:46", ["GPU 0 cannot be opened", "for itself"]),
+        ("EMULATOR_FAIL", "cuDevicePrimaryCtxRetain:2:46", ["cannot use GPU 0", "for itself"]),
+        ("EMULATOR_FAIL", "cuInit:1:803", ["cannot start", "restart the machine"]),
     ];
-    for (variables, words) in cases {
-        says(&child(true, variables), words);
+    for (variable, value, words) in cases {
+        says(&child(true, &[(variable, value)]), &words);
     }
 }
