@@ -12,17 +12,18 @@ cd "$(dirname "$0")/.."
 # A bundle without kernels would test nothing.
 export BERT_CUDA=required
 messages=$(cargo test --release --locked --no-run --message-format=json-render-diagnostics \
-  -p kernels -p launcher --test cuda --test all --bench gpu_ops)
+  -p kernels -p launcher --test cuda --bench gpu_ops --bin launcher)
 mkdir -p "$dir/bin" "$dir/golden"
-for name in cuda all gpu_ops launcher; do
+for name in cuda gpu_ops launcher; do
   program=$(sed -nE "s|.*\"target\":\{[^}]*\"name\":\"$name\"[^}]*\}.*\"executable\":\"([^\"]+)\".*|\1|p" <<<"$messages")
   [ "$(wc -l <<<"$program")" -eq 1 ] && [ -x "$program" ] || { echo "cargo built no $name: '$program'" >&2; exit 1; }
   strip -o "$dir/bin/$name" "$program"
 done
-# What run.sh needs, where the quickstart's configuration looks for it.
+# What run.sh needs, where the configurations look for it. (The tests of tests/ are not here: they need the repository, and
+# their GPU is the emulated one.)
 cp tests/golden/*.safetensors "$dir/golden/"
 mkdir -p "$dir/configs"
-cp configs/quickstart.toml "$dir/configs/"
+cp configs/quickstart.toml configs/bert-large.toml "$dir/configs/"
 cp -r data "$dir/data"
 cp tools/gpu-run.sh "$dir/run.sh"
 { git describe --always --dirty 2>/dev/null || echo "no git"; rustc --version; uname -srm; } >"$dir/built.txt"

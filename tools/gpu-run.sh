@@ -3,13 +3,15 @@
 #
 #   bash run.sh                       all steps; logs, bench tables and the summary go to ./results
 #   OUT=DIR bash run.sh               to another folder
-#   ONLY="tests benches" bash run.sh  some steps: tests verify sanitizers quickstart benches
+#   ONLY="tests benches" bash run.sh  some parts: doctor tests verify bits sanitizers quickstart benches speed
+#   TRAIN="--set KEY=VALUE" bash ...  more arguments for each training, to try this script at small sizes
 #
 # Exits with 1 if a step failed, or could not be done.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 out=${OUT:-$here/results}
-only=${ONLY:-tests verify sanitizers quickstart benches}
+only=${ONLY:-doctor tests verify bits sanitizers quickstart benches speed}
+read -ra more <<<"${TRAIN:-}"
 mkdir -p "$out" || exit 1
 out=$(cd "$out" && pwd)
 # The quickstart's configuration names files from here.
@@ -43,17 +45,37 @@ describe() {
     echo "no nvidia-smi"
 }
 
-# Those of the engine's own tests that train on a GPU; the others read files of the repository.
-whole_steps() {
-  local count
-  count=$(bin/all cuda --list 2>/dev/null | grep -c ': test$')
-  [ "$count" -gt 0 ] || { echo "the bundle has no such tests"; return 1; }
-  bin/all cuda --test-threads 1
+# Every tool runs every op test, one after another.
+sanitizer() {
+  timeout 3600 compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 bin/cuda --test-threads 1
 }
 
-# Every tool runs every op test. Memory is checked most closely where a test has one thread.
-sanitizer() {
-  compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 bin/cuda --test-threads 1
+# train RUN ARGUMENTS...: the quickstart's model and text.
+train() {
+  local run=$out/$1
+  shift
+  echo "== $run: $*"
+  bin/launcher --config configs/quickstart.toml --run "$run" --set data.dir="$out/data" "${more[@]}" "$@"
+}
+
+# What must change no bit of the weights changes none.
+bits() {
+  local steps=40 half=20 run status=0
+  short() { train "bits-$1" --device cuda --set train.steps=$steps --set train.checkpoint_every=$half "${@:2}"; }
+  short plain && short again && short graph --set train.graph=true && short recompute --set train.recompute=layer &&
+    short resumed || return 1
+  # as if it had ended half-way
+  rm -r "$out/bits-resumed/checkpoints/step-$steps" "$out/bits-resumed/model"
+  short resumed --resume || return 1
+  for run in again graph recompute resumed; do
+    if cmp "$out/bits-plain/model/model.safetensors" "$out/bits-$run/model/model.safetensors"; then
+      echo "$run: the same bits"
+    else
+      echo "$run: OTHER bits"
+      status=1
+    fi
+  done
+  return $status
 }
 
 # curve FILE: step and loss of each record of training.
@@ -82,7 +104,7 @@ band() {
 quickstart() {
   local device status=0
   for device in cpu cuda; do
-    bin/launcher --config configs/quickstart.toml --device "$device" --run "$out/quickstart-$device" || return 1
+    train "quickstart-$device" --device "$device" || return 1
   done
   join <(curve "$out/quickstart-cpu/metrics.jsonl" | sort -k 1b,1) <(curve "$out/quickstart-cuda/metrics.jsonl" | sort -k 1b,1) |
     band "loss" 0.05 || status=1
@@ -91,30 +113,38 @@ quickstart() {
   return $status
 }
 
-benches() {
-  bin/gpu_ops --bench
+# Whole training steps of BERT-large.
+speed() {
+  bin/launcher bench --config configs/bert-large.toml --device cuda "$@"
 }
 
 { echo "# $(date -u '+%Y-%m-%d %H:%M UTC'), $(hostname)" && describe | sed 's/^/    /' && echo; } >"$summary"
 describe
 printf '| step | result | seconds | last line |\n| --- | --- | ---: | --- |\n' >>"$summary"
-if wanted tests; then
-  step op-tests bin/cuda
-  step whole-steps whole_steps
-fi
+wanted doctor && step doctor bin/launcher doctor --kernels
+wanted tests && step op-tests bin/cuda
 if wanted verify; then
   step verify-f32 bin/launcher verify golden/*.safetensors --device cuda --precision f32
   step verify-bf16 bin/launcher verify golden/*.safetensors --device cuda --precision bf16
 fi
+wanted bits && step bits bits
 if wanted sanitizers; then
   PATH=$PATH:/usr/local/cuda/bin
   for tool in memcheck racecheck initcheck synccheck; do step "sanitizer-$tool" sanitizer "$tool"; done
 fi
 wanted quickstart && step quickstart quickstart
 if wanted benches; then
-  step benches benches
-  grep -q '^no GPU:' "$out/benches.txt" && row "benches-table" FAILED 0 "$(grep '^no GPU:' "$out/benches.txt")"
-  { echo; sed -n '/^GPU /,$p' "$out/benches.txt"; } >>"$summary"
+  step benches bin/gpu_ops --bench
+  grep -q '^no GPU:' "$out/benches.txt" && row benches-table FAILED 0 "$(grep '^no GPU:' "$out/benches.txt")"
+  { echo && sed -n '/^GPU /,$p' "$out/benches.txt"; } >"$out/benches.md"
 fi
+if wanted speed; then
+  step speed-full speed --batch 32 --profile
+  step speed-mlperf speed --batch 128 --lengths mlperf --profile
+fi
+[ ! -e "$out/benches.md" ] || cat "$out/benches.md" >>"$summary"
+for name in speed-full speed-mlperf; do
+  [ ! -e "$out/$name.txt" ] || { echo && sed 's/^/    /' "$out/$name.txt"; } >>"$summary"
+done
 echo "summary: $summary"
 exit $failed

@@ -1,8 +1,9 @@
 //! The kernels between the products. Bytes are those of the big arrays: what an op must read and write once.
 
-use crate::harness::{B, Bench, Work, all, all_mut, dropout};
+use crate::harness::{B, Bench, Shape, Work, all, all_mut, dropout};
 use kernels::backend::*;
 use kernels::cuda::Memory;
+use kernels::philox::DropoutRate;
 use kernels::{Backend, Result};
 use std::collections::BTreeMap;
 
@@ -152,23 +153,13 @@ pub fn attention(bench: &mut Bench<'_>) -> Result<()> {
     let (mut out, dout, mut lse) = (bench.elems(t * h)?, bench.elems(t * h)?, bench.floats(t * s.heads)?);
     let cu = bench.indices((0..=s.sequences).map(|i| i * s.length))?;
     let keys = bench.indices(0..t)?;
-    let size = || AttentionSize::<B> {
-        cu_q: all(&cu),
-        cu_k: all(&cu),
-        queries: t,
-        keys: t,
-        max_keys: s.length,
-        heads: s.heads,
-        head_size: h / s.heads,
-    };
     // two products forward, five backward
     let product = 2 * t * s.length * h;
-    for (name, rate) in [("", dropout(&keys).rate), (" without dropout", kernels::philox::DropoutRate::NONE)]
-    {
-        let dropout = || Dropout { rate, ..dropout(&keys) };
+    for (name, rate) in [("", DropoutRate::new(0.1)), (" without dropout", DropoutRate::NONE)] {
         bench.run(&format!("attention_forward{name}"), Work::Flops(2 * product), |cuda| {
             let (out, lse, qkv) = (all_mut(&mut out), all_mut(&mut lse), Qkv::Packed(all(&qkv)));
-            cuda.attention_forward(AttentionForward { out, lse, qkv, size: size(), dropout: dropout() })
+            let (size, dropout) = (packed(&cu, s), Dropout { rate, ..dropout(&keys) });
+            cuda.attention_forward(AttentionForward { out, lse, qkv, size, dropout })
         })?;
         bench.run(&format!("attention_backward{name}"), Work::Flops(5 * product), |cuda| {
             cuda.attention_backward(AttentionBackward {
@@ -177,12 +168,25 @@ pub fn attention(bench: &mut Bench<'_>) -> Result<()> {
                 qkv: Qkv::Packed(all(&qkv)),
                 out: all(&out),
                 lse: all(&lse),
-                size: size(),
-                dropout: dropout(),
+                size: packed(&cu, s),
+                dropout: Dropout { rate, ..dropout(&keys) },
             })
         })?;
     }
     Ok(())
+}
+
+/// Full sequences.
+fn packed(cu: &Memory<u32>, s: Shape) -> AttentionSize<'_, B> {
+    AttentionSize {
+        cu_q: all(cu),
+        cu_k: all(cu),
+        queries: s.tokens(),
+        keys: s.tokens(),
+        max_keys: s.length,
+        heads: s.heads,
+        head_size: s.hidden / s.heads,
+    }
 }
 
 /// The masked tokens' rows, the loss, the pooler.

@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_rounded_up_by_an_eighth_at_most() {
+    fn rows_are_rounded_up_by_a_quarter_at_most() {
         for rows in 1..5000 {
             let top = bucket(rows);
             assert!(top >= rows && top - rows <= rows / 4, "{rows} -> {top}");
