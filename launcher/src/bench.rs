@@ -46,7 +46,7 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     crate::start_threads(config.train.threads)?;
     let chosen = device::choose(config.train.device)?;
     chosen.why.iter().for_each(|line| exit::say(line));
-    let measured = chosen.run(&config, Timing { args, config: &config })?;
+    let measured = chosen.run(&config, false, Timing { args, config: &config })?;
     if args.json {
         writeln!(out, "{}", measured.to_json())?;
     } else {

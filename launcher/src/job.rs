@@ -51,7 +51,7 @@ pub fn run(place: &PlaceArgs, config: &Config, train: impl Train) -> anyhow::Res
         Role::Alone => {
             let chosen = device::choose(wanted)?;
             chosen.why.iter().for_each(|line| exit::say(line));
-            chosen.run(config, Alone(train))
+            chosen.run(config, true, Alone(train))
         }
         Role::Leave => Ok(exit::DONE),
         Role::Spawn { count, first, world, meet, token } => {
@@ -162,7 +162,8 @@ fn on_gpu<E: Element>(
 ) -> anyhow::Result<(Cuda<E>, Nccl)> {
     // The ranks first: who fails alone does so after all have heard of all.
     let ranks = Nccl::new(gpu.clone(), transport, patience)?;
-    Ok((Cuda::new(gpu, device::options(config))?, ranks))
+    let options = device::options(config, &gpu, true);
+    Ok((Cuda::new(gpu, options)?, ranks))
 }
 
 /// Trains on a backend with its ranks, or ends all because there are none.

@@ -32,7 +32,8 @@ pub fn emulated(place: &Workplace, line: &str, environment: &[(&str, &str)]) -> 
         return None;
     }
     let mut command = place.command(&line.split_whitespace().collect::<Vec<_>>());
-    command.env("LD_LIBRARY_PATH", emulator::LIBRARIES).envs(environment.iter().copied());
+    command.env("LD_LIBRARY_PATH", emulator::LIBRARIES).env("XDG_CACHE_HOME", place.path("caches"));
+    command.envs(environment.iter().copied());
     let output = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Some(Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) })

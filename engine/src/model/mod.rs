@@ -33,7 +33,7 @@ pub struct Bert<B: Backend> {
 }
 
 /// Numbers of [`Bert::sums`].
-const SUMS: usize = 4;
+pub(crate) const SUMS: usize = 4;
 
 /// An evaluation that the device is still at.
 pub struct PendingSums<B: Backend> {

@@ -30,7 +30,7 @@ pub fn device() -> Arc<Device> {
 
 /// A backend of its own. Products' algorithms are not measured, so that every run has the same.
 pub fn cuda<E: Element>() -> Cuda<E> {
-    Cuda::new(device(), Options { graph: false, measure: false }).unwrap()
+    Cuda::new(device(), Options { graph: false, measure: false, ..Options::default() }).unwrap()
 }
 
 /// Whether this is the emulator.

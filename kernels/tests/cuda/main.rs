@@ -13,6 +13,7 @@ mod lengths;
 mod linear;
 mod loss;
 mod nccl;
+mod nonfinite;
 mod optim;
 mod probe;
 mod resources;
