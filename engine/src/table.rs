@@ -247,6 +247,13 @@ impl TensorTable {
         self.tensors.iter().map(|t| TensorSpan { range: t.range(), decay: t.decay }).collect()
     }
 
+    /// What ops read as [`kernels::Backend::master`] has it: layernorms, each of whose gamma and beta lie together.
+    pub fn masters(&self) -> Vec<Range<usize>> {
+        let layers = self.layers.iter().flat_map(|l| [&l.attention_norm, &l.output_norm]);
+        let norms = std::iter::once(&self.embedding_norm).chain(layers).chain([&self.transform_norm]);
+        norms.map(|norm| norm.gamma.start..norm.beta.end).collect()
+    }
+
     /// Number of parameters, padding not counted.
     pub fn parameters(&self) -> usize {
         self.tensors.iter().map(Tensor::len).sum()

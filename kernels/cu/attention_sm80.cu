@@ -23,7 +23,7 @@ namespace attention {
 constexpr int QUERIES = 128, WARP_ROWS = QUERIES / WARPS;
 
 // A warp's 32 queries: rows 16 m + lane / 4 + 8 h are index [m][h].
-struct Queries {
+struct ForwardQueries {
     Fragment q[2][HEAD / 16];
     Accumulator out[2][CHUNKS];
     float largest[2][2];  // score so far, unscaled
@@ -34,7 +34,7 @@ struct Queries {
 // One step of the softmax over a tile's scores of rows [m][h]. The weights, relative to the largest score so far, are rounded
 // into those rows of the second product's operand, of which step k takes 16 keys.
 template <bool DROPOUT>
-__device__ __forceinline__ void online_softmax(Queries& own, Fragment (&p)[2][TILE / 16], Accumulator (&scores)[TILE / 8], int m, int h,
+__device__ __forceinline__ void online_softmax(ForwardQueries& own, Fragment (&p)[2][TILE / 16], Accumulator (&scores)[TILE / 8], int m, int h,
                                                float scale_log2, const Philox& kept) {
     float most = own.largest[m][h];
 #pragma unroll
@@ -45,13 +45,13 @@ __device__ __forceinline__ void online_softmax(Queries& own, Fragment (&p)[2][TI
         }
     most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
     most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 2));
-    const float base = most * scale_log2, shrink = exp2_approximate(own.largest[m][h] * scale_log2 - base);
+    const float base = most * scale_log2, shrink = fast_exp2(own.largest[m][h] * scale_log2 - base);
     own.largest[m][h] = most;
     float sum = 0.0f;
 #pragma unroll
     for (int n = 0; n < TILE / 8; n++) {
-        const float low = exp2_approximate(fmaf(scores[n].at[2 * h], scale_log2, -base));
-        const float high = exp2_approximate(fmaf(scores[n].at[2 * h + 1], scale_log2, -base));
+        const float low = fast_exp2(fmaf(scores[n].at[2 * h], scale_log2, -base));
+        const float high = fast_exp2(fmaf(scores[n].at[2 * h + 1], scale_log2, -base));
         sum += low + high;
         unsigned& word = p[m][n / 2].at[n % 2 * 2 + h];
         word = pack_bf16(low, high);
@@ -65,7 +65,7 @@ __device__ __forceinline__ void online_softmax(Queries& own, Fragment (&p)[2][TI
 
 // The warp's queries and one tile of keys, of which `keys` exist.
 template <bool DROPOUT>
-__device__ __forceinline__ void forward_tile(Queries& own, unsigned char* k_tile, unsigned char* v_tile, int keys, float scale_log2,
+__device__ __forceinline__ void forward_tile(ForwardQueries& own, unsigned char* k_tile, unsigned char* v_tile, int keys, float scale_log2,
                                              const Dropout& dropout, unsigned head, unsigned block) {
     Accumulator scores[2][TILE / 8] = {};
 #pragma unroll
@@ -108,7 +108,7 @@ __device__ __forceinline__ void forward_tile(Queries& own, unsigned char* k_tile
 }
 
 // Outputs and log-sum-exps of the warp's queries, as far as they are below `rows`; q_tile's rows of the warp are free.
-__device__ __forceinline__ void finish(Queries& own, bf16* out, size_t stride, float* lse, unsigned char* q_tile, int rows, float scale,
+__device__ __forceinline__ void finish(ForwardQueries& own, bf16* out, size_t stride, float* lse, unsigned char* q_tile, int rows, float scale,
                                        float dropout_scale) {
     const int first = warp_id() * WARP_ROWS;
 #pragma unroll
@@ -153,7 +153,7 @@ __device__ __forceinline__ void forward(bf16* out, float* lse, const bf16* q, co
     wait_copies<0>();
     __syncthreads();
 
-    Queries own = {};
+    ForwardQueries own = {};
     const int warp_row = warp_id() * WARP_ROWS;
 #pragma unroll
     for (int m = 0; m < 2; m++) {

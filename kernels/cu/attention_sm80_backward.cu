@@ -24,7 +24,7 @@ constexpr int KEYS = 64, KEY_ROWS = KEYS / WARPS;
 static_assert(KEY_ROWS == 16 && QUERY_ROWS == 32, "a warp has one A of keys and two of queries");
 
 // A warp's 32 queries: rows 16 m + lane / 4 + 8 h are index [m][h].
-struct Queries {
+struct BackwardQueries {
     Fragment q[2][HEAD / 16], dout[2][HEAD / 16];
     Accumulator dq[2][CHUNKS];
     float lse_log2[2][2], delta[2][2];
@@ -33,7 +33,7 @@ struct Queries {
 
 // ds of the 16 keys of a step, as the operand of the product with k; the tile has `keys` keys.
 template <bool DROPOUT>
-__device__ __forceinline__ void query_scores(Fragment (&ds)[2], const Queries& own, unsigned char* k_tile, unsigned char* v_tile, int step, int keys,
+__device__ __forceinline__ void query_scores(Fragment (&ds)[2], const BackwardQueries& own, unsigned char* k_tile, unsigned char* v_tile, int step, int keys,
                                              float scale_log2, float dropout_scale, const Philox (&kept)[2][2]) {
     Accumulator s[2][2] = {}, dp[2][2] = {};
 #pragma unroll
@@ -62,7 +62,7 @@ __device__ __forceinline__ void query_scores(Fragment (&ds)[2], const Queries& o
                 float x[2];
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
-                    const float p = exp2_approximate(fmaf(s[m][n].at[2 * h + e], scale_log2, -own.lse_log2[m][h]));
+                    const float p = fast_exp2(fmaf(s[m][n].at[2 * h + e], scale_log2, -own.lse_log2[m][h]));
                     float gradient = dp[m][n].at[2 * h + e];
                     if (DROPOUT) gradient = masked(gradient, spread_signs(kept[m][h].at[step], 0, 0x8888 + 0x1111 * (2 * n + e))) * dropout_scale;
                     x[e] = p * (gradient - own.delta[m][h]);
@@ -72,7 +72,7 @@ __device__ __forceinline__ void query_scores(Fragment (&ds)[2], const Queries& o
 }
 
 template <bool DROPOUT>
-__device__ __forceinline__ void query_tile(Queries& own, unsigned char* k_tile, unsigned char* v_tile, int keys, float scale_log2,
+__device__ __forceinline__ void query_tile(BackwardQueries& own, unsigned char* k_tile, unsigned char* v_tile, int keys, float scale_log2,
                                            const Dropout& dropout, unsigned head, unsigned block) {
     Philox kept[2][2];
 #pragma unroll
@@ -107,7 +107,7 @@ __device__ __forceinline__ float row_product(const Fragment& x, const Fragment& 
 
 // Takes the warp's queries from tiles of q, dout and out; writes D as far as rows are below `rows`.
 template <bool DROPOUT>
-__device__ __forceinline__ void load_queries(Queries& own, unsigned char* q_tile, unsigned char* dout_tile, unsigned char* out_tile, float* delta,
+__device__ __forceinline__ void load_queries(BackwardQueries& own, unsigned char* q_tile, unsigned char* dout_tile, unsigned char* out_tile, float* delta,
                                              const float* lse, const unsigned* row_keys, int rows) {
     const int first = warp_id() * QUERY_ROWS;
 #pragma unroll
@@ -164,7 +164,7 @@ __device__ __forceinline__ void backward_dq(bf16* dq, float* delta, const bf16* 
     wait_copies<0>();
     __syncthreads();
 
-    Queries own = {};
+    BackwardQueries own = {};
     const int warp_row = warp_id() * QUERY_ROWS;
     load_queries<DROPOUT>(own, q_tile, dout_tile, out_tile, delta + saved, lse + saved, dropout.row_keys + row, rows);
     const float scale_log2 = s.scale * LOG2_E;
@@ -193,7 +193,7 @@ struct QueryTile {
 // A thread's part of the next QueryTile, on its way from memory.
 struct QueryLoads {
     float stat;
-    unsigned row_key[2];
+    unsigned row_key;
 };
 
 template <bool DROPOUT>
@@ -205,11 +205,7 @@ __device__ __forceinline__ QueryLoads load_query_tile(const float* lse, const fl
         loads.stat = query < queries ? lse[query] * LOG2_E : INFINITY;
     else
         loads.stat = query < queries ? delta[query] : 0.0f;
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const int row = (t + i * THREADS) / 4;
-        if (DROPOUT && row < queries) loads.row_key[i] = row_keys[row];
-    }
+    if (DROPOUT && t / 2 < queries) loads.row_key = row_keys[t / 2];
     return loads;
 }
 
@@ -217,14 +213,12 @@ template <bool DROPOUT>
 __device__ __forceinline__ void make_query_tile(QueryTile& tile, const QueryLoads& loads, const Dropout& dropout, unsigned head, unsigned block) {
     const int t = threadIdx.x;
     tile.stats[t % TILE][t / TILE] = loads.stat;
+    if (!DROPOUT) return;
+    const int quad = t % 2 * 2;
+    const Philox left = kept_weights(dropout, loads.row_key, head, block, quad);
+    const Philox right = kept_weights(dropout, loads.row_key, head, block, quad + 1);
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        if (!DROPOUT) break;
-        const int call = t + i * THREADS;
-        const Philox kept = kept_weights(dropout, loads.row_key[i], head, block, call % 4);
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) tile.kept[w][call / 4][call % 4] = kept.at[w];
-    }
+    for (int w = 0; w < WARPS; w++) store<2>(&tile.kept[w][t / 2][quad], Vec<unsigned, 2>{{left.at[w], right.at[w]}});
 }
 
 // A warp's 16 keys.
@@ -233,22 +227,20 @@ struct Keys {
     Accumulator dk[CHUNKS], dv[CHUNKS];
 };
 
-// Weights and ds of the warp's keys and 32 queries from `first` of the tile on, transposed, as operands of the products with
+// Weights and ds of the warp's keys and 16 queries from `first` of the tile on, transposed, as operands of the products with
 // dout and q.
 template <bool DROPOUT>
-__device__ __forceinline__ void key_scores(Fragment (&p)[2], Fragment (&ds)[2], const Keys& own, unsigned char* q_tile, unsigned char* dout_tile,
+__device__ __forceinline__ void key_scores(Fragment& p, Fragment& ds, const Keys& own, unsigned char* q_tile, unsigned char* dout_tile,
                                            const QueryTile& tile, int first, float scale_log2, float dropout_scale) {
-    Accumulator s[4] = {}, dp[4] = {};
+    Accumulator s[2] = {}, dp[2] = {};
 #pragma unroll
-    for (int j = 0; j < 2; j++)
-#pragma unroll
-        for (int k = 0; k < HEAD / 16; k++) {
-            mma_pair(s[2 * j], s[2 * j + 1], own.k[k], load_b_of_columns(q_tile, first + 16 * j, k));
-            mma_pair(dp[2 * j], dp[2 * j + 1], own.v[k], load_b_of_columns(dout_tile, first + 16 * j, k));
-        }
+    for (int k = 0; k < HEAD / 16; k++) {
+        mma_pair(s[0], s[1], own.k[k], load_b_of_columns(q_tile, first, k));
+        mma_pair(dp[0], dp[1], own.v[k], load_b_of_columns(dout_tile, first, k));
+    }
     const int row = lane_id() / 4, quad = lane_id() % 4, byte = row % 2;
 #pragma unroll
-    for (int n = 0; n < 4; n++) {
+    for (int n = 0; n < 2; n++) {
         const int query = first + 8 * n + 2 * quad;
         const Vec<float, 4> stats = load<4>(&tile.stats[query][0]);
         unsigned kept[2] = {0, 0};
@@ -260,15 +252,15 @@ __device__ __forceinline__ void key_scores(Fragment (&p)[2], Fragment (&ds)[2], 
             float weight[2], gradient[2];
 #pragma unroll
             for (int e = 0; e < 2; e++) {
-                weight[e] = exp2_approximate(fmaf(s[n].at[2 * h + e], scale_log2, -stats.at[2 * e]));
+                weight[e] = fast_exp2(fmaf(s[n].at[2 * h + e], scale_log2, -stats.at[2 * e]));
                 float x = dp[n].at[2 * h + e];
                 if (DROPOUT) x = masked(x, spread_signs(kept[e], 0, 0x8888 + 0x1111 * (byte + 2 * h))) * dropout_scale;
                 gradient[e] = weight[e] * (x - stats.at[2 * e + 1]);
             }
-            unsigned& word = p[n / 2].at[n % 2 * 2 + h];
+            unsigned& word = p.at[2 * n + h];
             word = pack_bf16(weight[0], weight[1]);
             if (DROPOUT) word &= spread_signs(kept[0], kept[1], 0xcc88 + 0x1111 * (byte + 2 * h));
-            ds[n / 2].at[n % 2 * 2 + h] = pack_bf16(gradient[0], gradient[1]);
+            ds.at[2 * n + h] = pack_bf16(gradient[0], gradient[1]);
         }
     }
 }
@@ -277,16 +269,14 @@ template <bool DROPOUT>
 __device__ __forceinline__ void key_tile(Keys& own, unsigned char* q_tile, unsigned char* dout_tile, const QueryTile& tile, int queries,
                                          float scale_log2, float dropout_scale) {
 #pragma unroll 1
-    for (int first = 0; first < queries; first += 32) {
-        Fragment p[2], ds[2];
+    for (int first = 0; first < queries; first += 16) {
+        Fragment p, ds;
         key_scores<DROPOUT>(p, ds, own, q_tile, dout_tile, tile, first, scale_log2, dropout_scale);
 #pragma unroll
-        for (int j = 0; j < 2; j++)
-#pragma unroll
-            for (int n = 0; n < HEAD / 16; n++) {
-                mma_pair(own.dv[2 * n], own.dv[2 * n + 1], p[j], load_b_of_rows(dout_tile, first + 16 * j, n));
-                mma_pair(own.dk[2 * n], own.dk[2 * n + 1], ds[j], load_b_of_rows(q_tile, first + 16 * j, n));
-            }
+        for (int n = 0; n < HEAD / 16; n++) {
+            mma_pair(own.dv[2 * n], own.dv[2 * n + 1], p, load_b_of_rows(dout_tile, first, n));
+            mma_pair(own.dk[2 * n], own.dk[2 * n + 1], ds, load_b_of_rows(q_tile, first, n));
+        }
     }
 }
 
@@ -362,6 +352,8 @@ __device__ __forceinline__ void backward_dkv(bf16* dk, bf16* dv, const float* de
 
 }  // namespace attention
 
+// Blocks of a multiprocessor, which bound the registers: the first kernel's fragments and sums leave room for two, the second
+// kernel's for three.
 #define ATTENTION_SM80_BACKWARD(name, dropout)                                                                                                    \
     extern "C" __global__ void __launch_bounds__(attention::THREADS, 2)                                                                           \
         attention_sm80_dq##name##_bf16(bf16* dq, float* delta, const bf16* dout, const bf16* q, const bf16* k, const bf16* v, const bf16* out,   \
@@ -369,7 +361,7 @@ __device__ __forceinline__ void backward_dkv(bf16* dk, bf16* dv, const float* de
         attention::backward_dq<dropout>(dq, delta, dout, q, k, v, out, lse, s, drop);                                                             \
     }                                                                                                                                             \
     EXPORT(attention_sm80_dq##name##_bf16)                                                                                                        \
-    extern "C" __global__ void __launch_bounds__(attention::THREADS, 2)                                                                           \
+    extern "C" __global__ void __launch_bounds__(attention::THREADS, 3)                                                                           \
         attention_sm80_dkv##name##_bf16(bf16* dk, bf16* dv, const float* delta, const bf16* dout, const bf16* q, const bf16* k, const bf16* v,    \
                                         const float* lse, AttentionSizes s, Dropout drop) {                                                       \
         attention::backward_dkv<dropout>(dk, dv, delta, dout, q, k, v, lse, s, drop);                                                             \

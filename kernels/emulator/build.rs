@@ -17,9 +17,7 @@ fn main() {
     let here = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("set by cargo"));
     let cu = here.parent().expect("the crate lies in kernels/").join("cu");
-    for watched in
-        [&cu, &here.join("include"), &here.join("driver"), &here.join("cublaslt"), &here.join("tests")]
-    {
+    for watched in ["include", "driver", "cublaslt", "nccl", "tests"].map(|f| here.join(f)).iter().chain([&cu]) {
         println!("cargo:rerun-if-changed={}", watched.display());
     }
     println!("cargo:rerun-if-changed=build.rs");
@@ -31,6 +29,7 @@ fn main() {
         ("tests", sources(&here.join("tests"), "cu"), true),
         ("driver", sources(&here.join("driver"), "cpp"), false),
         ("cublaslt", sources(&here.join("cublaslt"), "cpp"), false),
+        ("nccl", sources(&here.join("nccl"), "cpp"), false),
     ];
     let objects: Vec<(&str, Vec<PathBuf>)> = jobs
         .iter()
@@ -50,6 +49,7 @@ fn main() {
     build.link(&libraries, "libcuda.so", &[], &["libcuda.so.1"]);
     build.link(&libraries, "libcublasLt.so.13", of("cublaslt"), &["libcuda.so.1"]);
     build.link(&libraries, "libcublasLt.so", &[], &["libcublasLt.so.13"]);
+    build.link(&libraries, "libnccl.so.2", of("nccl"), &["libcuda.so.1"]);
     build.link(&libraries, "libemulator_tests.so", of("tests"), &["libcuda.so.1"]);
     println!("cargo:rustc-env=EMULATOR_LIBRARIES={}", libraries.display());
 }

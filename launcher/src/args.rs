@@ -84,7 +84,7 @@ pub struct PlaceArgs {
     /// Where to train [key: train.device, default: auto]
     #[arg(long, value_enum)]
     pub device: Option<Device>,
-    /// Number of GPUs [default: none]
+    /// GPUs to train on, on each machine: as many processes are started as mpirun and the like have not [default: 1 if any]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub gpus: Option<u32>,
     /// Processes to start on this machine, each with its share of the cores [default: 1]
@@ -365,6 +365,9 @@ pub struct BenchArgs {
     /// Time to run for, if --steps does not say
     #[arg(long, value_name = "S", default_value_t = 12.0)]
     pub seconds: f64,
+    /// Rows of the square product that is the ceiling [default: 8192 on GPUs, 1536 on CPUs]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub ceiling: Option<u32>,
     /// Time every kernel too: a table by kernel, from a few steps of their own (GPUs only) [default: off]
     #[arg(long)]
     pub profile: bool,

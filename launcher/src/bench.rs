@@ -46,7 +46,7 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     crate::start_threads(config.train.threads)?;
     let chosen = device::choose(config.train.device)?;
     chosen.why.iter().for_each(|line| exit::say(line));
-    let measured = chosen.run(&config, Timing { args, config: &config })?;
+    let measured = chosen.run(&config, false, Timing { args, config: &config })?;
     if args.json {
         writeln!(out, "{}", measured.to_json())?;
     } else {
@@ -84,7 +84,8 @@ impl Work for Timing<'_> {
             bail!("--profile: only GPUs tell the time of each kernel; leave it out");
         }
         let device = backend.describe();
-        let ceiling = matmul_rate(&backend, CEILING[usize::from(gpu.is_none())])?;
+        let rows = args.ceiling.map_or(CEILING[usize::from(gpu.is_none())], |n| n as usize);
+        let ceiling = matmul_rate(&backend, rows)?;
         let sequences = args.batch.map_or(train.batch_sequences / train.accumulation, |n| n as usize).max(1);
         let budget = args.tokens.map(|n| n as usize).or_else(|| {
             let by_config = args.batch.is_none() && train.batch_tokens > 0;

@@ -6,6 +6,7 @@ use half::bf16;
 use kernels::Backend;
 use kernels::cpu::Cpu;
 use kernels::cuda::{Cuda, Device, Options};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Something that runs on any device.
@@ -23,10 +24,6 @@ pub struct Chosen {
     /// A line for the user where the choice was ours.
     pub why: Option<String>,
 }
-
-/// What `--gpus` above 1 is answered with.
-pub const SEVERAL: &str = "training on several GPUs needs NCCL, which this build does not use yet; use --gpus 1, or --device \
-                           cpu with --processes";
 
 /// Takes the GPU where it was asked for, or where nothing was and one can be had.
 ///
@@ -58,6 +55,23 @@ pub fn on_cpu(config: &Config) -> anyhow::Result<Cpu<f32>> {
     Ok(Cpu::new())
 }
 
+/// How a GPU is used by a run, or by something that leaves none. The algorithms that are chosen by measuring are kept with the
+/// run, so that it goes on with the same ones, and with the user's caches, so that a run of the same configuration on the
+/// same machine ends with the same bits.
+pub fn options(config: &Config, gpu: &Device, leaves_run: bool) -> Options {
+    let words: Vec<&str> = gpu.name().split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty()).collect();
+    let name = format!("products-gpu{}-{}.txt", gpu.ordinal(), words.join("-"));
+    let own = leaves_run.then(|| config.train.run.join(&name));
+    let cache = caches().map(|dir| dir.join("bert-launcher").join(&name));
+    Options { graph: config.train.graph, choices: own.into_iter().chain(cache).collect(), ..Options::default() }
+}
+
+/// The folder of the user's caches, as the XDG base directory specification has it.
+fn caches() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
+    folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))
+}
+
 impl Chosen {
     /// The CPU.
     pub fn cpu(why: Option<String>) -> Self {
@@ -68,11 +82,11 @@ impl Chosen {
     ///
     /// # Errors
     /// bf16 on the CPU, cuBLASLt that is missing, and those of the work.
-    pub fn run<W: Work>(self, config: &Config, work: W) -> anyhow::Result<W::Result> {
+    pub fn run<W: Work>(self, config: &Config, leaves_run: bool, work: W) -> anyhow::Result<W::Result> {
         let Some(gpu) = self.gpu else {
             return work.on(on_cpu(config)?, None);
         };
-        let options = Options { graph: config.train.graph, ..Options::default() };
+        let options = options(config, &gpu, leaves_run);
         match config.train.precision {
             Precision::F32 => work.on(Cuda::<f32>::new(gpu.clone(), options)?, Some(gpu)),
             Precision::Auto | Precision::Bf16 => work.on(Cuda::<bf16>::new(gpu.clone(), options)?, Some(gpu)),

@@ -4,16 +4,16 @@ use crate::args::PlaceArgs;
 use crate::device::{self, Work};
 use crate::ranks::{self, Environment, Found, Role, Starter};
 use crate::spawn::{self, Crew};
-use crate::{exit, signals};
-use anyhow::{Context, bail};
+use crate::{exit, placement, signals};
+use anyhow::{Context, anyhow, bail};
 use engine::Error;
-use engine::config::{self, Config};
+use engine::config::{Config, Device as Wanted, Precision};
 use engine::dist::{self, Control, Group};
+use half::bf16;
 use kernels::Backend;
 use kernels::collective::tcp::Tcp;
-use kernels::collective::{HostCollective, Transport};
-use kernels::cpu::Cpu;
-use kernels::cuda::Device;
+use kernels::collective::{Collective, HostCollective, Transport};
+use kernels::cuda::{self, Cuda, Device, Element, Nccl, nccl};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -44,34 +44,30 @@ pub fn run(place: &PlaceArgs, config: &Config, train: impl Train) -> anyhow::Res
     };
     let host = sysinfo::System::host_name().unwrap_or_else(|| "this machine".to_owned());
     let found = Environment(&get).find(&host)?;
-    let role = ranks::role(found, place.processes.map(|n| n as usize), "--processes")?;
-    let wanted = if place.gpus.is_some() { config::Device::Cuda } else { config.train.device };
-    if wanted == config::Device::Cuda && (place.gpus.is_some_and(|n| n > 1) || !matches!(role, Role::Alone)) {
-        bail!("{}", device::SEVERAL);
-    }
+    let option = if place.gpus.is_some() { "--gpus" } else { "--processes" };
+    let role = ranks::role(found, place.gpus.or(place.processes).map(|n| n as usize), option)?;
+    let wanted = if place.gpus.is_some() { Wanted::Cuda } else { config.train.device };
     match role {
         Role::Alone => {
             let chosen = device::choose(wanted)?;
             chosen.why.iter().for_each(|line| exit::say(line));
-            chosen.run(config, Alone(train))
+            chosen.run(config, true, Alone(train))
         }
         Role::Leave => Ok(exit::DONE),
         Role::Spawn { count, first, world, meet, token } => {
+            if wanted == Wanted::Cuda {
+                // Said once, here, instead of by every worker.
+                placement::check_gpus(count, cuda::count()?)?;
+                nccl::version()?;
+            }
             spawn::run(&Crew { count, first, world, meet, token })
         }
         Role::Rank(found) => {
-            let mut group = connect(&found, config)?;
-            let ended = device::on_cpu(config).and_then(|cpu| train.train(cpu, &mut group));
-            if let Some(control) = &group.control {
-                match &ended {
-                    Ok(_) => control.finish(),
-                    Err(e) => match e.downcast_ref::<Error>() {
-                        Some(error) => control.fail(error),
-                        None => control.fail(&Error::Training(format!("{e:#}"))),
-                    },
-                }
-            }
-            ended
+            let joined = join(&found, config)?;
+            // Processes that are asked for as such share the machine's cores.
+            let wanted =
+                if place.processes.is_some() && wanted == Wanted::Auto { Wanted::Cpu } else { wanted };
+            as_rank(&found, wanted, config, joined, train)
         }
     }
 }
@@ -88,12 +84,17 @@ pub fn start<B: Backend>(group: &Group<B>, config: &Config) -> anyhow::Result<()
     Ok(())
 }
 
+/// The other processes, met.
+struct Joined {
+    transport: Box<dyn Transport>,
+    control: Control,
+}
+
 /// Meets the other processes. From here on, what goes wrong anywhere ends all.
-fn connect(found: &Found, config: &Config) -> anyhow::Result<Group<Cpu<f32>>> {
+fn join(found: &Found, config: &Config) -> anyhow::Result<Joined> {
     let place = &found.place;
     if found.starter == Starter::Own {
         spawn::end_with_starter();
-        spawn::keep_to_own_cores(place.local_rank, place.local_world);
     }
     let mut mpi = over_mpi(found)?;
     let Some(meet) = meeting_place(found, mpi.as_deref_mut())? else {
@@ -107,13 +108,12 @@ fn connect(found: &Found, config: &Config) -> anyhow::Result<Group<Cpu<f32>>> {
     let on_failure = Box::new(|message: &str, speaks: bool| {
         // A signal that ends rank 0 before training ends all: that is no failure.
         let signal = signals::STOP.load(Ordering::SeqCst);
-        if signal != 0 {
-            std::process::exit(exit::by_signal(signal).into());
-        }
-        if speaks {
+        if signal == 0 && speaks {
             exit::say(&format!("error: {message}"));
         }
-        std::process::exit(exit::FAILED.into());
+        // Without the libraries' exit handlers: a GPU's may wait for work that waits for a rank which is gone.
+        let code = if signal != 0 { exit::by_signal(signal) } else { exit::FAILED };
+        signal_hook::low_level::exit(code.into());
     });
     let control =
         Control::start(place, &mut meeting, on_failure).context("cannot watch the other processes")?;
@@ -121,8 +121,117 @@ fn connect(found: &Found, config: &Config) -> anyhow::Result<Group<Cpu<f32>>> {
         Some(mpi) => mpi,
         None => Box::new(Tcp::new(place.rank, std::mem::take(&mut meeting.data))?),
     };
-    let ranks = HostCollective::new(transport)?;
-    Ok(Group::new(Box::new(ranks), control))
+    Ok(Joined { transport, control })
+}
+
+/// Trains as one of several, on what all of them have.
+fn as_rank(
+    found: &Found,
+    wanted: Wanted,
+    config: &Config,
+    joined: Joined,
+    train: impl Train,
+) -> anyhow::Result<u8> {
+    let Joined { mut transport, control } = joined;
+    let gpu = match gpu(found, wanted, transport.as_mut()) {
+        Ok(gpu) => gpu,
+        Err(error) => return ended(&control, Err(error)),
+    };
+    let Some(gpu) = gpu else {
+        if found.starter == Starter::Own {
+            placement::keep_to_own_cores(&found.place);
+        }
+        let ranks = || Ok((device::on_cpu(config)?, HostCollective::new(transport)?));
+        return train_with(control, ranks, train);
+    };
+    let patience = Duration::from_secs(config.ranks.start_seconds);
+    match config.train.precision {
+        Precision::F32 => train_with(control, || on_gpu::<f32>(config, gpu, transport, patience), train),
+        Precision::Auto | Precision::Bf16 => {
+            train_with(control, || on_gpu::<bf16>(config, gpu, transport, patience), train)
+        }
+    }
+}
+
+/// A GPU as a backend, and the ranks on theirs.
+fn on_gpu<E: Element>(
+    config: &Config,
+    gpu: Arc<Device>,
+    transport: Box<dyn Transport>,
+    patience: Duration,
+) -> anyhow::Result<(Cuda<E>, Nccl)> {
+    // The ranks first: who fails alone does so after all have heard of all.
+    let ranks = Nccl::new(gpu.clone(), transport, patience)?;
+    let options = device::options(config, &gpu, true);
+    Ok((Cuda::new(gpu, options)?, ranks))
+}
+
+/// Trains on a backend with its ranks, or ends all because there are none.
+fn train_with<B: Backend<Acc = f32>, C: Collective<B> + 'static>(
+    control: Control,
+    ranks: impl FnOnce() -> anyhow::Result<(B, C)>,
+    train: impl Train,
+) -> anyhow::Result<u8> {
+    let (backend, ranks) = match ranks() {
+        Ok(both) => both,
+        Err(error) => return ended(&control, Err(error)),
+    };
+    let mut group = Group::new(Box::new(ranks), control);
+    let result = train.train(backend, &mut group);
+    match &group.control {
+        Some(control) => ended(control, result),
+        None => result,
+    }
+}
+
+/// Tells the others how this process ended.
+fn ended(control: &Control, result: anyhow::Result<u8>) -> anyhow::Result<u8> {
+    match &result {
+        Ok(_) => control.finish(),
+        Err(e) => match e.downcast_ref::<Error>() {
+            Some(error) => control.fail(error),
+            None => control.fail(&Error::Training(format!("{e:#}"))),
+        },
+    }
+    result
+}
+
+/// This process's GPU, with its cores; none if it is to train on the CPU. Where nothing was said, all train on GPUs if every
+/// process has one.
+fn gpu(found: &Found, wanted: Wanted, transport: &mut dyn Transport) -> anyhow::Result<Option<Arc<Device>>> {
+    if wanted == Wanted::Cpu {
+        return Ok(None);
+    }
+    let place = &found.place;
+    let open = || {
+        let gpus = cuda::count()?;
+        let ordinal = placement::gpu_of(place, gpus)?;
+        nccl::version()?;
+        anyhow::Ok((gpus, Device::open(ordinal)?))
+    };
+    let place_near = |(gpus, gpu)| {
+        placement::keep_near_gpu(place, gpus, found.starter == Starter::Own);
+        Some(gpu)
+    };
+    let own = open();
+    if wanted == Wanted::Cuda {
+        return own.map(place_near).map_err(|error| anyhow!("{error}; `launcher doctor` tells more"));
+    }
+    let mut have = vec![0; place.world];
+    have[place.rank] = u8::from(own.is_ok());
+    let parts: Vec<_> = (0..place.world).map(|rank| rank..rank + 1).collect();
+    transport.all_gather(&mut have, &parts)?;
+    let without = have.iter().position(|&has| has == 0);
+    if place.rank == 0 {
+        match (&own, without) {
+            (_, None) => exit::say(&format!("device auto: {} GPUs", place.world)),
+            (Err(error), _) => exit::say(&format!("device auto: the CPU, because {error}")),
+            (Ok(_), Some(rank)) => {
+                exit::say(&format!("device auto: the CPU, because rank {rank} has no GPU"))
+            }
+        }
+    }
+    Ok(own.ok().filter(|_| without.is_none()).and_then(place_near))
 }
 
 /// The MPI library's connections, where mpirun started this process and this build has them. Processes that are not to
@@ -169,10 +278,8 @@ fn meeting_place(
 
 /// Threads of one of several processes of a machine: its share of the cores.
 fn threads(config: &Config, local_world: usize) -> usize {
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    if config.train.threads > 0 || local_world == 1 {
-        config.train.threads
-    } else {
-        (cores() / local_world).max(1)
+    match config.train.threads {
+        0 if local_world > 1 => placement::threads(local_world),
+        said => said,
     }
 }

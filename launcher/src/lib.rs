@@ -20,6 +20,7 @@ mod logging;
 mod memory_table;
 mod mlperf;
 mod model;
+mod placement;
 mod plan;
 mod prepare;
 mod progress;

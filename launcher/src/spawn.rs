@@ -151,21 +151,3 @@ pub fn end_with_starter() {
     };
     std::thread::spawn(wait);
 }
-
-/// In a worker: keeps it on its share of the cores, where there is at least one for each.
-pub fn keep_to_own_cores(local_rank: usize, local_world: usize) {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-        let Ok(allowed) = sched_getaffinity(None) else { return };
-        let cores: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|&i| allowed.is_set(i)).collect();
-        if cores.len() < local_world {
-            return;
-        }
-        let mut own = CpuSet::new();
-        let share = local_rank * cores.len() / local_world..(local_rank + 1) * cores.len() / local_world;
-        cores[share].iter().for_each(|&core| own.set(core));
-        // Without it the threads only wander.
-        let _ = sched_setaffinity(None, &own);
-    }
-}

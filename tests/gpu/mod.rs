@@ -26,13 +26,14 @@ fn cuda<E: Element>() -> Cuda<E> {
 
 /// Runs the launcher with the emulator in place of the driver, and what else the environment is to say. None where the
 /// binary was built without kernels: it then refuses every GPU.
-fn emulated(place: &Workplace, line: &str, environment: &[(&str, &str)]) -> Option<Ran> {
+pub fn emulated(place: &Workplace, line: &str, environment: &[(&str, &str)]) -> Option<Ran> {
     if IMAGES.is_empty() {
         println!("skipped: built without nvcc");
         return None;
     }
     let mut command = place.command(&line.split_whitespace().collect::<Vec<_>>());
-    command.env("LD_LIBRARY_PATH", emulator::LIBRARIES).envs(environment.iter().copied());
+    command.env("LD_LIBRARY_PATH", emulator::LIBRARIES).env("XDG_CACHE_HOME", place.path("caches"));
+    command.envs(environment.iter().copied());
     let output = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Some(Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) })

@@ -85,7 +85,8 @@ fn a_run_goes_on_where_it_was() {
 #[test]
 fn steps_are_timed_and_kernels_listed() {
     let place = Workplace::with_corpus();
-    let line = "bench --config tiny.toml --device cuda --set model.vocab_size=100 --steps 2 --batch 3 --profile --json";
+    let line = "bench --config tiny.toml --device cuda --set model.vocab_size=100 --steps 2 --batch 3 --ceiling 64 --profile \
+                --json";
     let Some(ran) = emulated(&place, line, &[]) else { return };
     let told: Value = serde_json::from_str(&ran.done()).unwrap();
     assert_eq!((told["sequences"].as_u64(), told["tokens"].as_u64()), (Some(3), Some(96)));

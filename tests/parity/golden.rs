@@ -137,9 +137,9 @@ fn directions_and_lengths_of_gradients_are_seen() {
     assert_eq!(scaled(&|_| 1.009), [""; 0]);
     assert_eq!(scaled(&|_| 1.011), [length]);
     assert_eq!(scaled(&|_| 0.989), [length]);
-    // off by this share at every other element, the angle's cosine is 1 - share^2 / 2 and the length hardly changes
+    // elements off by this share in turn up and down: the angle's cosine is about 1 - share^2 / 2
     let turned = |share: f64| scaled(&|i| if i % 2 == 0 { 1.0 + share } else { 1.0 - share });
-    assert_eq!(turned(0.03), [""; 0]);
+    assert!(!turned(0.03).contains(&angle));
     assert!(turned(0.06).contains(&angle));
     assert_eq!(scaled(&|_| -1.0), [angle]);
     assert_eq!(scaled(&|_| f64::NAN), [angle, length]);

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 /// What the end of all may take.
 const SOON: Duration = Duration::from_secs(30);
-const ENDLESS: &str = "--steps 100000000 --set train.checkpoint_every=20 --set train.log_every=1";
+pub const ENDLESS: &str = "--steps 100000000 --set train.checkpoint_every=20 --set train.log_every=1";
 
-struct Job {
+pub struct Job {
     child: Child,
     stderr: BufReader<ChildStderr>,
     said: String,
@@ -19,15 +19,21 @@ struct Job {
 
 impl Job {
     fn start(place: &Workplace, run: &str, options: &str) -> Self {
+        Self::start_with(place, run, options, &[])
+    }
+
+    /// With these variables in the environment.
+    pub fn start_with(place: &Workplace, run: &str, options: &str, environment: &[(&str, &str)]) -> Self {
         let line = format!("--config ranks.toml --run {run} {options}");
         let args: Vec<&str> = line.split_whitespace().collect();
         let mut command = place.interruptible(&args);
+        command.envs(environment.iter().copied());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         Self { child, stderr, said: String::new() }
     }
 
-    fn wait_for(&mut self, word: &str) {
+    pub fn wait_for(&mut self, word: &str) {
         while !self.said.lines().last().is_some_and(|line| line.contains(word)) {
             let read = self.stderr.read_line(&mut self.said).unwrap();
             assert!(read > 0, "ended before `{word}`:\n{}", self.said);
@@ -35,7 +41,7 @@ impl Job {
     }
 
     /// Process numbers of the workers, by rank.
-    fn workers(&self) -> Vec<u32> {
+    pub fn workers(&self) -> Vec<u32> {
         let pid = self.child.id();
         let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         let mut pids: Vec<u32> = text.split_whitespace().map(|p| p.parse().unwrap()).collect();
@@ -51,7 +57,7 @@ impl Job {
     }
 
     /// Exit code and all that was said, once all is over.
-    fn end(mut self) -> (Option<i32>, String) {
+    pub fn end(mut self) -> (Option<i32>, String) {
         let begun = Instant::now();
         let workers = self.workers();
         self.stderr.read_to_string(&mut self.said).unwrap();
@@ -65,11 +71,11 @@ impl Job {
     }
 }
 
-fn send(signal: &str, pid: u32) {
+pub fn send(signal: &str, pid: u32) {
     Command::new("kill").args([format!("-{signal}"), pid.to_string()]).status().unwrap();
 }
 
-fn errors(said: &str) -> Vec<&str> {
+pub fn errors(said: &str) -> Vec<&str> {
     said.lines().filter(|line| line.contains("error:")).collect()
 }
 

@@ -1,6 +1,7 @@
 //! Several processes that train one model: what they compute, what they leave, how they end when one of them fails.
 
 mod faults;
+mod gpus;
 mod mpirun;
 mod numbers;
 

@@ -6,7 +6,7 @@ use std::fs;
 
 /// Losses, norms and evaluations of two runs agree to f32's rounding.
 #[track_caller]
-fn alike(place: &Workplace, a: &str, b: &str) {
+pub fn alike(place: &Workplace, a: &str, b: &str) {
     for name in
         ["loss", "mlm_accuracy", "grad_norm", "lr", "eval_loss", "eval_mlm_accuracy", "eval_sequences"]
     {
@@ -103,7 +103,7 @@ fn checkpoints_do_not_depend_on_the_number_of_processes() {
     assert!(model(&place, "again") == model(&place, "four"));
 }
 
-fn copy(place: &Workplace, from: &str, to: &str) {
+pub fn copy(place: &Workplace, from: &str, to: &str) {
     for file in crate::cli::files(&place.path(from)) {
         let target = place.path(to).join(file.strip_prefix(place.path(from)).unwrap());
         fs::create_dir_all(target.parent().unwrap()).unwrap();

@@ -64,6 +64,15 @@ impl<B: Backend> Group<B> {
         self.ranks.world()
     }
 
+    /// Waits for the device, on which work of this process may wait for the others.
+    pub fn wait<R>(&self, f: impl FnOnce() -> R) -> R {
+        let activity = self.control.as_ref().map(Control::activity);
+        activity.iter().for_each(|a| a.wait_begins());
+        let result = f();
+        activity.iter().for_each(|a| a.wait_ends());
+        result
+    }
+
     /// Bytes of rank 0, of any number, on all ranks.
     pub fn broadcast(&mut self, bytes: Option<Vec<u8>>) -> Result<Vec<u8>> {
         let mut bytes = bytes.unwrap_or_default();

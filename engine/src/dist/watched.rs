@@ -49,8 +49,14 @@ impl<B: Backend> Collective<B> for Watched<B> {
     fn finish_reduce(&mut self, backend: &B, grads: &mut B::Mem<B::Acc>) -> Result<()> {
         self.wait(|ranks| ranks.finish_reduce(backend, grads))
     }
-    fn gather_weights(&mut self, backend: &B, weights: &mut B::Weights, division: &Division) -> Result<()> {
-        self.wait(|ranks| ranks.gather_weights(backend, weights, division))
+    fn gather_weights(
+        &mut self,
+        backend: &B,
+        weights: &mut B::Weights,
+        division: &Division,
+        masters: &[Range<usize>],
+    ) -> Result<()> {
+        self.wait(|ranks| ranks.gather_weights(backend, weights, division, masters))
     }
     fn sum(&mut self, backend: &B, data: B::Mut<'_, f64>) -> Result<()> {
         self.wait(|ranks| ranks.sum(backend, data))

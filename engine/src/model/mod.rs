@@ -33,7 +33,7 @@ pub struct Bert<B: Backend> {
 }
 
 /// Numbers of [`Bert::sums`].
-const SUMS: usize = 4;
+pub(crate) const SUMS: usize = 4;
 
 /// An evaluation that the device is still at.
 pub struct PendingSums<B: Backend> {
@@ -237,6 +237,11 @@ impl<B: Backend> Bert<B> {
         (&self.backend, &mut self.weights)
     }
 
+    /// The weights where the device has them.
+    pub fn weights_on_device(&self) -> &B::Weights {
+        &self.weights
+    }
+
     /// Initializes the weights: normal cut at two deviations, biases 0, layernorms 1 and 0; the same for one seed.
     pub fn init(&mut self, seed: u64) -> Result<()> {
         let weights = init::weights(&self.table, self.config.initializer_range, seed);
@@ -258,7 +263,8 @@ impl<B: Backend> Bert<B> {
         Ok(self.backend.upload_weights(&mut self.weights, 0, weights)?)
     }
 
-    /// All master weights, laid out as [`Self::table`] says.
+    /// All master weights, laid out as [`Self::table`] says, as far as this process has them: where several each update a part,
+    /// [`crate::optim::Optimizer::weights`] has all.
     pub fn weights(&self) -> Result<Vec<B::Acc>> {
         let mut host = vec![B::Acc::ZERO; self.table.len];
         self.backend.download(B::master(&self.weights, 0..self.table.len), &mut host)?;

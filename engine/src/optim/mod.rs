@@ -19,6 +19,8 @@ pub struct Optimizer<B: Backend> {
     config: OptimizerConfig,
     spans: Vec<TensorSpan>,
     division: Division,
+    /// What ops read of master weights.
+    masters: Vec<Range<usize>>,
     shard: Range<usize>,
     m: B::Mem<B::Acc>,
     v: B::Mem<B::Acc>,
@@ -83,6 +85,7 @@ impl<B: Backend> Optimizer<B> {
             squares: backend.zeros("gradient norm's parts", table.len.div_ceil(STRETCH))?,
             lamb: backend.zeros("norms' parts", sums)?,
             division: division.clone(),
+            masters: table.masters(),
             spans,
             shard,
             clipped: false,
@@ -133,7 +136,7 @@ impl<B: Backend> Optimizer<B> {
                 backend.lamb_apply(step, B::at(lamb, 0..sums))?;
             }
         }
-        ranks.gather_weights(backend, weights, &self.division)?;
+        ranks.gather_weights(backend, weights, &self.division, &self.masters)?;
         Ok(())
     }
 
@@ -216,17 +219,38 @@ impl<B: Backend> Optimizer<B> {
         ranks: &mut dyn Collective<B>,
         len: usize,
     ) -> Result<[Vec<B::Acc>; 2]> {
-        let mut copy = |mem: &B::Mem<B::Acc>| -> Result<Vec<B::Acc>> {
-            let mut host = vec![B::Acc::ZERO; len];
-            backend.download(B::at(mem, 0..B::len(mem)), &mut host[self.shard.clone()])?;
-            if let Division::Sharded(shards) = &self.division {
-                let size = size_of::<B::Acc>();
-                let parts: Vec<_> = shards.iter().map(|s| s.start * size..s.end * size).collect();
-                ranks.gather_bytes(bytemuck::cast_slice_mut(&mut host), &parts)?;
-            }
-            Ok(host)
-        };
+        let mut copy =
+            |mem: &B::Mem<B::Acc>| self.whole(backend, ranks, B::at(mem, 0..B::len(mem)), len);
         Ok([copy(&self.m)?, copy(&self.v)?])
+    }
+
+    /// All master weights, on the host, each from the process that updates it.
+    pub fn weights(
+        &self,
+        backend: &B,
+        ranks: &mut dyn Collective<B>,
+        weights: &B::Weights,
+        len: usize,
+    ) -> Result<Vec<B::Acc>> {
+        self.whole(backend, ranks, B::master(weights, self.shard.clone()), len)
+    }
+
+    /// `len` numbers on the host, of which `own` are this rank's shard.
+    fn whole(
+        &self,
+        backend: &B,
+        ranks: &mut dyn Collective<B>,
+        own: Accs<'_, B>,
+        len: usize,
+    ) -> Result<Vec<B::Acc>> {
+        let mut host = vec![B::Acc::ZERO; len];
+        backend.download(own, &mut host[self.shard.clone()])?;
+        if let Division::Sharded(shards) = &self.division {
+            let size = size_of::<B::Acc>();
+            let parts: Vec<_> = shards.iter().map(|s| s.start * size..s.end * size).collect();
+            ranks.gather_bytes(bytemuck::cast_slice_mut(&mut host), &parts)?;
+        }
+        Ok(host)
     }
 
     /// Sets this rank's moments from all, as a checkpoint keeps them, and the number of updates that made them.

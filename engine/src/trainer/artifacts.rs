@@ -95,14 +95,14 @@ impl Artifacts {
         Ok(())
     }
 
-    /// Writes a checkpoint, whose moments come from all processes, and removes those that need not be kept.
+    /// Writes a checkpoint, whose weights and moments come from all processes, and removes those that need not be kept.
     pub fn checkpoint<B: Backend<Acc = f32>>(
         &mut self,
         group: &mut Group<B>,
         setup: &Setup<B>,
     ) -> Result<()> {
         let Setup { config, bert, optimizer, state, .. } = setup;
-        let weights = bert.weights()?;
+        let weights = setup.weights(group)?;
         let broken = |t: &&Tensor| weights[t.range()].iter().any(|w| !w.is_finite());
         if let Some(tensor) = bert.table().tensors.iter().find(broken) {
             // A checkpoint of it would be worthless, and take the place of a good one.
@@ -139,11 +139,11 @@ impl Artifacts {
     }
 
     /// Exports the model, writes the report, and says in one line what was reached and where it lies.
-    pub fn export<B: Backend<Acc = f32>>(&mut self, setup: &Setup<B>) -> Result<String> {
+    pub fn export<B: Backend<Acc = f32>>(&mut self, setup: &Setup<B>, weights: &[f32]) -> Result<String> {
         let Setup { config, bert, state, train, .. } = setup;
         let run = &config.train.run;
         let model = run.join("model");
-        hf::export(&model, &config.model, bert.table(), &bert.weights()?, &train.dir().join(VOCAB))?;
+        hf::export(&model, &config.model, bert.table(), weights, &train.dir().join(VOCAB))?;
         let entropy = train.manifest().unigram_entropy;
         let reached = match (&self.last_eval, &self.last_train) {
             (Some(e), _) => format!(

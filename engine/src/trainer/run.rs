@@ -259,13 +259,14 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         }
         let success = ending == Ending::TargetReached || self.setup.config.train.target_accuracy.is_none();
         self.artifacts.run_stop(&self.setup.state, success)?;
+        let weights = self.setup.weights(self.group)?;
         if !self.artifacts.writes() {
             let (run, summary) = (self.setup.config.train.run.clone(), String::new());
             return Ok(Outcome { ending, run, summary });
         }
         // An earlier process may have been killed between its last checkpoint and this.
         self.artifacts.prune(&self.setup)?;
-        let summary = self.artifacts.export(&self.setup)?;
+        let summary = self.artifacts.export(&self.setup, &weights)?;
         Ok(Outcome { ending, run: self.setup.config.train.run.clone(), summary })
     }
 }

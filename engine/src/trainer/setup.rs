@@ -48,6 +48,15 @@ pub struct Setup<B: Backend> {
     _lock: Option<FolderLock>,
 }
 
+impl<B: Backend<Acc = f32>> Setup<B> {
+    /// All master weights, laid out as the table says, each from the process that updates it. All processes call it.
+    pub fn weights(&self, group: &mut Group<B>) -> Result<Vec<f32>> {
+        let Self { bert, optimizer, .. } = self;
+        let ranks = group.ranks.as_mut();
+        optimizer.weights(bert.backend(), ranks, bert.weights_on_device(), bert.table().len)
+    }
+}
+
 /// What only the first process knows before all go on.
 #[derive(Default)]
 struct Resolved {

@@ -7,8 +7,9 @@ use super::{Observer, StepProgress};
 use crate::config::{ClipOrder, GradientWire, OnNonFinite};
 use crate::data::LoaderState;
 use crate::data::loader::GlobalBatch;
+use crate::dist::Group;
 use crate::metrics::TrainRecord;
-use crate::model::{EvalSums, LossScale, training_flops};
+use crate::model::{Bert, EvalSums, LossScale, SUMS, training_flops};
 use crate::optim::{UpdateOutcome, learning_rate};
 use crate::trainer::setup::Setup;
 use crate::{Error, Result};
@@ -71,70 +72,21 @@ impl Step {
     }
 }
 
-/// Numbers of a batch's losses.
-const LOSSES: usize = 4;
-
 impl<B: Backend<Acc = f32>> Run<'_, B> {
     /// Queues forward, backward and update of one global batch. Waits for nothing, unless several processes meet in it.
     pub(super) fn queue(&mut self, global: &GlobalBatch) -> Result<Queued<B>> {
         let started = Instant::now();
         let number = self.setup.state.step + u64::from(self.pending.is_some());
-        let Self { group, buckets, setup: Setup { config, bert, optimizer, .. }, grads, .. } = self;
-        let (world, ranks, division) = (group.world(), group.ranks.as_mut(), optimizer.division().clone());
-        let wire = match config.ranks.gradients {
-            GradientWire::F32 => Wire::Full,
-            GradientWire::Bf16 => Wire::Bf16,
-        };
+        let config = &self.setup.config;
         let key = step_key(config.train.seed, number + 1);
         let lr = learning_rate(&config.schedule, number, config.train.steps);
-        let scale = LossScale::new(global.mlm_total, global.nsp_total);
-        let mut reduce = |backend: &B, stage: usize, grads: &B::Mem<B::Acc>| -> Result<()> {
-            for range in buckets.after(stage) {
-                ranks.begin_reduce(backend, grads, range.clone(), &division, wire)?;
-            }
-            Ok(())
-        };
-        let clip_own =
-            world > 1 && config.optimizer.clip_norm > 0.0 && config.ranks.clip == ClipOrder::Before;
-        let (last, before) = match global.micro.split_last() {
-            Some((last, before)) => {
-                (Some(last).filter(|_| !clip_own), if clip_own { &global.micro } else { before })
-            }
-            None => (None, &[][..]),
-        };
-        // A batch on its way is waited for, and so are other processes; a single batch can be brought before all ops.
-        let whole = last.filter(|_| world == 1 && before.is_empty());
-        if let Some(batch) = whole {
-            bert.bring(grads, batch)?;
-            bert.backend().begin_step()?;
-        }
-        bert.clear_sums()?;
-        grads.clear(bert.backend())?;
-        for batch in before {
-            bert.forward_backward(grads, batch, scale, key)?;
-        }
-        if clip_own {
-            optimizer.clip_own(bert.backend(), grads.params_mut(), world)?;
-        }
-        match last {
-            // With the last micro-batch gradients are complete, stage by stage.
-            Some(last) => {
-                if whole.is_none() {
-                    bert.bring(grads, last)?;
-                }
-                bert.train(grads, scale, key, &mut reduce)?;
-            }
-            None => {
-                (0..buckets.stages()).try_for_each(|stage| reduce(bert.backend(), stage, grads.params()))?
-            }
-        }
+        self.gradients(global, key)?;
         let worked = started.elapsed().as_secs_f64();
-        ranks.finish_reduce(bert.backend(), grads.params_mut())?;
+        let Self { group, setup: Setup { bert, optimizer, .. }, grads, .. } = self;
+        group.ranks.finish_reduce(bert.backend(), grads.params_mut())?;
         let (backend, weights) = bert.weights_mut();
-        optimizer.update(backend, ranks, weights, grads.params(), lr)?;
-        if whole.is_some() {
-            bert.backend().end_step()?;
-        }
+        optimizer.update(backend, group.ranks.as_mut(), weights, grads.params(), lr)?;
+        together(group, bert, B::end_step)?;
         let [norm, nonfinite] = optimizer.outcome_on_device();
         Ok(Queued {
             numbers: bert.backend().read_later(&[bert.sums_on_device(), norm, nonfinite])?,
@@ -149,6 +101,52 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         })
     }
 
+    /// Forward and backward of all micro-batches; gradients leave for other processes as they are complete. The device may
+    /// take all ops of a micro-batch as one, those of the last with the update that follows: the batch and the memory that it
+    /// needs come before.
+    fn gradients(&mut self, global: &GlobalBatch, key: u64) -> Result<()> {
+        let Self { group, buckets, setup: Setup { config, bert, optimizer, .. }, grads, .. } = self;
+        let (world, division) = (group.world(), optimizer.division().clone());
+        let wire = match config.ranks.gradients {
+            GradientWire::F32 => Wire::Full,
+            GradientWire::Bf16 => Wire::Bf16,
+        };
+        let scale = LossScale::new(global.mlm_total, global.nsp_total);
+        let clip_own =
+            world > 1 && config.optimizer.clip_norm > 0.0 && config.ranks.clip == ClipOrder::Before;
+        let (last, before) = match global.micro.split_last() {
+            Some((last, before)) if !clip_own => (Some(last), before),
+            _ => (None, &global.micro[..]),
+        };
+        bert.clear_sums()?;
+        grads.clear(bert.backend())?;
+        for batch in before {
+            bert.bring(grads, batch)?;
+            together(group, bert, B::begin_step)?;
+            bert.train(grads, scale, key, &mut |_, _, _| Ok(()))?;
+            together(group, bert, B::end_step)?;
+        }
+        if let Some(last) = last {
+            bert.bring(grads, last)?;
+            together(group, bert, B::begin_step)?;
+        }
+        let ranks = group.ranks.as_mut();
+        let mut reduce = |backend: &B, stage: usize, grads: &B::Mem<B::Acc>| -> Result<()> {
+            for range in buckets.after(stage) {
+                ranks.begin_reduce(backend, grads, range.clone(), &division, wire)?;
+            }
+            Ok(())
+        };
+        if last.is_some() {
+            // With the last micro-batch gradients are complete, stage by stage.
+            return bert.train(grads, scale, key, &mut reduce);
+        }
+        if clip_own {
+            optimizer.clip_own(bert.backend(), grads.params_mut(), world)?;
+        }
+        (0..buckets.stages()).try_for_each(|stage| reduce(bert.backend(), stage, grads.params()))
+    }
+
     /// Waits for a step's results, counts it, and logs it where it is due. Its seconds are those since the step before it was
     /// accounted for, or since it was begun where none was before it.
     pub(super) fn account(
@@ -157,20 +155,20 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         options: &Options<'_>,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let numbers = self.setup.bert.backend().read(queued.numbers)?;
-        let (losses, outcome) = numbers.split_at(LOSSES);
+        let numbers = self.group.wait(|| self.setup.bert.backend().read(queued.numbers))?;
+        let (losses, outcome) = numbers.split_at(SUMS);
         let outcome = UpdateOutcome::from_numbers(outcome);
         let mut shared: Vec<f64> = losses.iter().copied().map(f64::from).collect();
-        shared.resize(LOSSES + self.group.world(), 0.0);
-        shared[LOSSES + self.group.ranks.rank()] = queued.worked;
+        shared.resize(SUMS + self.group.world(), 0.0);
+        shared[SUMS + self.group.ranks.rank()] = queued.worked;
         self.agree_to_stop(options, &mut shared)?;
         let sums = EvalSums {
             mlm_count: queued.masked,
             nsp_count: queued.labelled,
-            ..EvalSums::from_numbers(&shared[..LOSSES])
+            ..EvalSums::from_numbers(&shared[..SUMS])
         };
         let step = Step { sums, outcome, lr: queued.lr };
-        self.window.add_work(&shared[LOSSES..]);
+        self.window.add_work(&shared[SUMS..]);
         self.window.tokens += queued.tokens as u64;
         self.window.flops += queued.flops;
         let now = Instant::now();
@@ -277,6 +275,14 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         self.stopped = (all[0] / all[1].max(1.0)) as i32;
         Ok(())
     }
+}
+
+/// Begins or ends what the device may take as one. Several processes wait for each other in there.
+fn together<B: Backend>(group: &Group<B>, bert: &Bert<B>, edge: fn(&B) -> kernels::Result<()>) -> Result<()> {
+    if group.world() == 1 {
+        edge(bert.backend())?;
+    }
+    Ok(())
 }
 
 fn is_power_of_ten(n: u64) -> bool {

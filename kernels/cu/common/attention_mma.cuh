@@ -5,6 +5,7 @@
 #pragma once
 #include "common/async.cuh"
 #include "common/attention.cuh"
+#include "common/fast.cuh"
 #include "common/mma.cuh"
 
 namespace attention {

@@ -86,14 +86,3 @@ __device__ __forceinline__ Fragment load_matrices_transposed(const void* row) {
 #endif
     return f;
 }
-
-// 2^x to about 2 units in the last place; 0 for -infinity.
-__device__ __forceinline__ float exp2_approximate(float x) {
-#ifdef __CUDACC__
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-#else
-    return exp2f(x);
-#endif
-}

@@ -53,6 +53,9 @@ struct Call {
     CUresult error;
 };
 
+// Keeps other threads out of the driver, if none is in it.
+std::unique_lock<std::recursive_mutex> try_driver();
+
 struct DeviceContext {
     int device = 0;
     int retained = 0;

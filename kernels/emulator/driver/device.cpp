@@ -28,6 +28,8 @@ Call::Call(const char* function) : lock(mutex()), error(injected_failure(functio
     if (!initialized && !before_init) error = CUDA_ERROR_NOT_INITIALIZED;
 }
 
+std::unique_lock<std::recursive_mutex> try_driver() { return std::unique_lock<std::recursive_mutex>(mutex(), std::try_to_lock); }
+
 DeviceContext* current_context() { return bound; }
 
 }  // namespace emulator

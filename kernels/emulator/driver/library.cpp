@@ -33,6 +33,24 @@ void check_range(const char* what, const void* first, size_t bytes, size_t align
     fail("%s, %zu bytes at %p, leaves its buffer: %s", what, bytes, first, where);
 }
 
+bool has_context() { return current_context() != nullptr; }
+
+int current_device() { return current_context()->device; }
+
+void finish_stream(void* handle) {
+    Call call("");
+    // The default stream is the thread's context's, which this thread may not have.
+    const auto stream = handle == nullptr ? nullptr : stream_of(handle);
+    if (stream != nullptr) run_until(last_of(stream));
+}
+
+bool if_idle(const std::function<void()>& f) {
+    const auto lock = try_driver();
+    if (!lock.owns_lock()) return false;
+    f();
+    return true;
+}
+
 int library_failure(const char* function) {
     Call call("");
     return injected_failure(function);

@@ -1,8 +1,8 @@
 //! The GPU kernels run on the CPU.
 //!
 //! `build.rs` compiles `kernels/cu/*.cu` as C++ into a library with the name of NVIDIA's driver, `libcuda.so.1`, beside a
-//! `libcublasLt.so.13`. Code that calls the driver runs unchanged: in this process after [`load`], or in a child process
-//! whose `LD_LIBRARY_PATH` starts with [`LIBRARIES`].
+//! `libcublasLt.so.13` and a `libnccl.so.2`. Code that calls the driver runs unchanged: in this process after [`load`], or in
+//! a child process whose `LD_LIBRARY_PATH` starts with [`LIBRARIES`].
 //!
 //! It checks results, never speed. What the device leaves open is drawn from a seed, so that what only happened to work
 //! shows as a wrong result:
@@ -23,6 +23,12 @@
 //! | `EMULATOR_ARCH` | 90 for sm_90 |
 //! | `EMULATOR_DEVICES` | 1 |
 //! | `EMULATOR_FAIL` | `cuMemAlloc_v2:5,cuLaunchKernel:1:700`: the 5th and the 1st call of these fail, the second with error 700 |
+//! | `EMULATOR_NCCL_VERSION` | 22807 for 2.28.7; several ranks may share a device from 23000 on, as NVIDIA's |
+//! | `EMULATOR_NCCL_ABSENT` | a rank that never joins |
+//! | `EMULATOR_NCCL_ERROR` | `1:7`: rank 1's 7th operation fails |
+//!
+//! Ranks are processes of one machine: the one that makes NCCL's id serves the others on a thread. Calls do not block, so that
+//! who does not ask whether NCCL is done goes wrong; sums are added in the order of rings, not of ranks.
 //!
 //! Not emulated: clusters, cooperative launches, tensor maps, peer access, memory pools. A kernel that reads pageable host
 //! memory is not found out, nor is a race between threads that no drawn order brings to light.
@@ -31,10 +37,10 @@ use std::sync::OnceLock;
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
-/// The folder of `libcuda.so.1` and `libcublasLt.so.13`.
+/// The folder of `libcuda.so.1`, `libcublasLt.so.13` and `libnccl.so.2`.
 pub const LIBRARIES: &str = env!("EMULATOR_LIBRARIES");
 
-/// Opens the emulator's libraries, so that those who ask for the driver or for cuBLASLt by name get them. Once; they stay
+/// Opens the emulator's libraries, so that those who ask for the driver, for cuBLASLt or for NCCL by name get them. Once; they stay
 /// open for as long as the process lives.
 ///
 /// # Panics
@@ -43,7 +49,7 @@ pub fn load() {
     static LOADED: OnceLock<()> = OnceLock::new();
     LOADED.get_or_init(|| {
         // Each under both of its names: some ask for `libcuda.so` first.
-        for name in ["libcuda.so.1", "libcuda.so", "libcublasLt.so.13", "libcublasLt.so"] {
+        for name in ["libcuda.so.1", "libcuda.so", "libcublasLt.so.13", "libcublasLt.so", "libnccl.so.2"] {
             open(name);
         }
     });

@@ -140,6 +140,11 @@ fn sum_all<T: Scalar>(transport: &mut dyn Transport, data: &mut [T], wire: Wire)
     gather_parts(transport, data, &parts)
 }
 
+/// Sums numbers of the hosts, in the order of ranks.
+pub(crate) fn sum_on_hosts(transport: &mut dyn Transport, data: &mut [f64]) -> Result<()> {
+    sum_all(transport, data, Wire::Full)
+}
+
 /// Gradients under way.
 struct Bucket<T> {
     at: usize,
@@ -282,7 +287,14 @@ impl<T: Scalar> Collective<Cpu<T>> for HostCollective<T> {
         first_error
     }
 
-    fn gather_weights(&mut self, _: &Cpu<T>, weights: &mut Buffer<T>, division: &Division) -> Result<()> {
+    fn gather_weights(
+        &mut self,
+        _: &Cpu<T>,
+        weights: &mut Buffer<T>,
+        division: &Division,
+        _: &[Range<usize>],
+    ) -> Result<()> {
+        // There is one copy of the weights.
         match division {
             Division::Sharded(parts) => self.idle(|t| gather_parts(t, weights.as_mut_slice(), parts)),
             Division::Replicated { .. } => Ok(()),

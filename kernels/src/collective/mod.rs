@@ -1,7 +1,7 @@
 //! Operations over all ranks of a job.
 //!
-//! A sum over ranks is always added in the order of the ranks, by the one rank that owns the element: its bits do not
-//! depend on timing, transport or on who asks for it.
+//! On CPUs a sum over ranks is always added in the order of the ranks, by the one rank that owns the element: its bits do not
+//! depend on timing, transport or on who asks for it. On GPUs the order is NCCL's ([`crate::cuda::nccl`]).
 
 mod host;
 #[cfg(feature = "mpi")]
@@ -11,6 +11,8 @@ pub mod tcp;
 
 pub use host::{HostCollective, Transport};
 pub use solo::Solo;
+
+pub(crate) use host::sum_on_hosts;
 
 use crate::Result;
 use crate::backend::Backend;
@@ -52,7 +54,7 @@ pub enum Wire {
     /// As they are.
     #[default]
     Full,
-    /// Rounded to bf16, added in full.
+    /// Rounded to bf16. On CPUs added in full; between GPUs every partial sum on the way is rounded again.
     Bf16,
 }
 
@@ -82,8 +84,15 @@ pub trait Collective<B: Backend>: Send {
     /// Waits for all that was begun: of every range the part that the division gives this rank is the sum over ranks, the
     /// rest is unspecified.
     fn finish_reduce(&mut self, backend: &B, grads: &mut B::Mem<B::Acc>) -> Result<()>;
-    /// Every rank's part of the weights comes to all ranks.
-    fn gather_weights(&mut self, backend: &B, weights: &mut B::Weights, division: &Division) -> Result<()>;
+    /// Every rank's part of the weights, as [`Backend::weight`] has them, comes to all ranks; of the ranges `masters` also what
+    /// [`Backend::master`] has. Elsewhere the master copy may be up to date only on the rank that updates it.
+    fn gather_weights(
+        &mut self,
+        backend: &B,
+        weights: &mut B::Weights,
+        division: &Division,
+        masters: &[Range<usize>],
+    ) -> Result<()>;
     /// Sums over ranks, on all ranks, in f64.
     fn sum(&mut self, backend: &B, data: B::Mut<'_, f64>) -> Result<()>;
     /// Sums over ranks, on all ranks, of numbers on the host.

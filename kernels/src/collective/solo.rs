@@ -32,7 +32,7 @@ impl<B: Backend> Collective<B> for Solo {
     fn finish_reduce(&mut self, _: &B, _: &mut B::Mem<B::Acc>) -> Result<()> {
         Ok(())
     }
-    fn gather_weights(&mut self, _: &B, _: &mut B::Weights, _: &Division) -> Result<()> {
+    fn gather_weights(&mut self, _: &B, _: &mut B::Weights, _: &Division, _: &[Range<usize>]) -> Result<()> {
         Ok(())
     }
     fn sum(&mut self, _: &B, _: B::Mut<'_, f64>) -> Result<()> {

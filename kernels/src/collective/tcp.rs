@@ -159,7 +159,7 @@ mod tests {
             if sharded {
                 grads.as_mut_slice()[..own.start].fill(f32::NAN);
                 grads.as_mut_slice()[own.end..].fill(f32::NAN);
-                ranks.gather_weights(&backend, &mut grads, &division).unwrap();
+                ranks.gather_weights(&backend, &mut grads, &division, &[]).unwrap();
             }
             grads.as_slice().to_vec()
         })
@@ -202,7 +202,7 @@ mod tests {
             let mut weights = Cpu::<f32>::new().weights(7).unwrap();
             weights.as_mut_slice().fill(rank as f32);
             let division = Division::Sharded([0..3, 3..3, 3..7].into());
-            ranks.gather_weights(&Cpu::new(), &mut weights, &division).unwrap();
+            ranks.gather_weights(&Cpu::new(), &mut weights, &division, &[]).unwrap();
             (sums, bytes, weights.as_slice().to_vec())
         });
         let weights = vec![0.0, 0.0, 0.0, 2.0, 2.0, 2.0, 2.0];

@@ -94,6 +94,17 @@ pub fn count() -> Result<usize> {
     }
 }
 
+/// Where GPU `ordinal` is on the bus, as the system's files name it; none where the driver does not tell.
+pub fn pci_bus_id(ordinal: usize) -> Option<String> {
+    count().ok().filter(|&count| ordinal < count)?;
+    let gpu = driver::device::get(ordinal as i32).ok()?;
+    let mut text = [0u8; 32];
+    // SAFETY: `text` has room for as many bytes as are said
+    let answer = unsafe { sys::cuDeviceGetPCIBusId(text.as_mut_ptr().cast(), text.len() as i32, gpu) };
+    answer.result().ok()?;
+    std::ffi::CStr::from_bytes_until_nul(&text).ok()?.to_str().ok().map(str::to_owned)
+}
+
 /// A version of CUDA as people write it.
 pub(super) fn dotted(version: i32) -> String {
     format!("{}.{}", version / 1000, version % 1000 / 10)
@@ -337,6 +348,12 @@ impl Device {
             unsafe { driver::memset_d8_async(dst, byte, bytes, self.compute) }
                 .doing("cannot clear memory of the GPU")
         })
+    }
+
+    /// The GPU's own number, the same in every process.
+    pub(super) fn uuid(&self) -> Result<[u8; 16]> {
+        let uuid = driver::device::get_uuid(self.raw).doing("cannot read the GPU's number")?;
+        Ok(uuid.bytes.map(|byte| byte as u8))
     }
 }
 

@@ -116,7 +116,35 @@ impl<'d> Launch<'d> {
     /// # Safety
     /// The arguments are those of the kernel's signature, in order, and point to memory of the lengths that it reads and
     /// writes with the other arguments.
-    pub unsafe fn run(mut self, grid: [usize; 3], block: [usize; 3], shared: usize) -> Result<()> {
+    pub unsafe fn run(self, grid: [usize; 3], block: [usize; 3], shared: usize) -> Result<()> {
+        // SAFETY: the caller's
+        unsafe { self.launch(None, grid, block, shared) }
+    }
+
+    /// Queues it on another stream than that of the ops, against which it is ordered by hand; nothing for an empty grid.
+    ///
+    /// # Safety
+    /// As of [`Self::run`].
+    pub unsafe fn run_on(
+        self,
+        stream: sys::CUstream,
+        grid: [usize; 3],
+        block: [usize; 3],
+        shared: usize,
+    ) -> Result<()> {
+        // SAFETY: the caller's
+        unsafe { self.launch(Some(stream), grid, block, shared) }
+    }
+
+    /// # Safety
+    /// As of [`Self::run`].
+    unsafe fn launch(
+        mut self,
+        beside: Option<sys::CUstream>,
+        grid: [usize; 3],
+        block: [usize; 3],
+        shared: usize,
+    ) -> Result<()> {
         if grid.contains(&0) {
             return Ok(());
         }
@@ -127,7 +155,10 @@ impl<'d> Launch<'d> {
         let dims = |d: [usize; 3]| d.map(|n| n as u32);
         let grid = Grid { blocks: dims(grid), threads: dims(block), shared: shared as u32 };
         // SAFETY: the caller's
-        unsafe { self.device.launch(self.kernel, grid, &mut params[..self.args], &self.sizes[..self.args]) }
+        unsafe {
+            let (params, sizes) = (&mut params[..self.args], &self.sizes[..self.args]);
+            self.device.launch(self.kernel, grid, beside, params, sizes)
+        }
     }
 }
 
@@ -202,7 +233,7 @@ impl Device {
         Ok(function)
     }
 
-    /// Queues a kernel.
+    /// Queues a kernel, in the order of the ops or `beside` them on another stream.
     ///
     /// # Safety
     /// `params` point to values of the types of the kernel's parameters, of these `sizes`; their pointers hold for what it
@@ -211,6 +242,7 @@ impl Device {
         &self,
         kernel: &'static str,
         grid: Grid,
+        beside: Option<sys::CUstream>,
         params: &mut [*mut c_void],
         sizes: &[usize],
     ) -> Result<()> {
@@ -219,13 +251,16 @@ impl Device {
         self.bind()?;
         let dims = |[x, y, z]: [u32; 3]| (x, y, z);
         let (grid, block) = (dims(blocks), dims(threads));
-        self.queue(kernel, || {
+        let mut launch = |stream| {
             // SAFETY: the caller's
-            unsafe { driver::launch_kernel(function, grid, block, shared, self.compute(), params) }
-                .doing_with(|| {
-                    format!("cannot launch {kernel} with {blocks:?} blocks of {threads:?} threads")
-                })
-        })
+            unsafe { driver::launch_kernel(function, grid, block, shared, stream, params) }.doing_with(|| {
+                format!("cannot launch {kernel} with {blocks:?} blocks of {threads:?} threads")
+            })
+        };
+        match beside {
+            Some(stream) => launch(stream),
+            None => self.queue(kernel, || launch(self.compute())),
+        }
     }
 }
 

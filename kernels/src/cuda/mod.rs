@@ -18,6 +18,7 @@ mod launch;
 mod layernorm;
 mod linear;
 mod memory;
+pub mod nccl;
 mod nonfinite;
 mod optim;
 mod pinned;
@@ -26,9 +27,10 @@ mod rows;
 mod timing;
 mod transfer;
 
-pub use device::{Device, OLDEST, OLDEST_DRIVER, count, driver_version};
+pub use device::{Device, OLDEST, OLDEST_DRIVER, count, driver_version, pci_bus_id};
 pub use images::{ARCHS, COMPILER, IMAGES, Image, Resources, resources};
 pub use memory::{Memory, View, ViewMut};
+pub use nccl::Nccl;
 pub use probe::{DriverProbe, GpuProbe, KernelsProbe, LibraryProbe, Probe, Trouble, probe};
 pub use timing::KernelTime;
 pub use transfer::{Mark, Pending};
@@ -40,6 +42,7 @@ use bytemuck::Pod;
 use half::bf16;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What kernels are compiled for.
@@ -82,18 +85,21 @@ impl Element for bf16 {
 }
 
 /// How a GPU is used. Graphs do not change results; algorithms may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// The ops between [`Backend::begin_step`] and [`Backend::end_step`] become CUDA graphs.
     pub graph: bool,
     /// Products' algorithms are chosen by measurement, else by cuBLASLt's heuristic, which answers the same every time.
     pub measure: bool,
+    /// Files that keep the algorithms between processes, so that a later run ends with the same bits: the first one that is
+    /// there is read, all are written.
+    pub choices: Vec<PathBuf>,
 }
 
 impl Default for Options {
     /// No graphs, algorithms by measurement.
     fn default() -> Self {
-        Self { graph: false, measure: true }
+        Self { graph: false, measure: true, choices: Vec::new() }
     }
 }
 
@@ -120,8 +126,13 @@ impl<E: Element> Cuda<E> {
     /// cuBLASLt that is missing or does not start, a GPU without memory.
     pub fn new(device: Arc<Device>, options: Options) -> Result<Self> {
         let transfer = transfer::Transfer::new(&device, options.graph);
-        let products = gemm::Products::new(&device, options)?;
+        let products = gemm::Products::new(&device, &options)?;
         Ok(Self { device, transfer, products, spans: optim::Spans::default(), kind: PhantomData })
+    }
+
+    /// What did not work in keeping the choices of algorithms, for the user; each is told once.
+    pub fn notice(&self) -> Option<String> {
+        self.products.notice()
     }
 
     /// The GPU.

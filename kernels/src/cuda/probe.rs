@@ -6,7 +6,6 @@ use super::gemm;
 use super::images::{ARCHS, COMPILER, IMAGES, Resources, resources};
 use cudarc::driver::result as driver;
 use cudarc::driver::sys::{CUdevice, CUdevice_attribute as Attribute};
-use libloading::Library;
 use std::path::{Path, PathBuf};
 
 /// Something that stands in the way.
@@ -238,32 +237,13 @@ fn cublaslt() -> LibraryProbe {
 }
 
 fn nccl() -> LibraryProbe {
-    // The second name is that of a development package only.
-    // SAFETY: the library's initializers have no requirements
-    let found =
-        ["libnccl.so.2", "libnccl.so"].into_iter().find_map(|name| unsafe { Library::new(name) }.ok());
-    let Some(library) = found else {
-        let trouble = Trouble::new(
-            "NCCL (libnccl.so.2) was not found; one GPU does not need it, several do",
-            "install it (as with `pip install nvidia-nccl-cu13`), and put the folder of libnccl.so.2 into LD_LIBRARY_PATH",
-        );
-        return LibraryProbe { path: None, version: None, trouble };
-    };
-    let path = loaded("libnccl");
-    let mut version = 0;
-    // SAFETY: the function's type in every version of NCCL: it writes one int
-    let status = unsafe {
-        library.get::<unsafe extern "C" fn(*mut i32) -> i32>(b"ncclGetVersion").map(|get| get(&mut version))
-    };
-    match status {
-        Ok(0) => {
-            let text = format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100);
-            LibraryProbe { path, version: Some(text), trouble: None }
-        }
-        _ => {
-            let trouble = Trouble::new("NCCL does not tell its version", "install NCCL 2.20 or newer");
-            LibraryProbe { path, version: None, trouble }
-        }
+    match super::nccl::version() {
+        Ok(version) => LibraryProbe {
+            path: loaded("libnccl"),
+            version: Some(super::nccl::dotted(version)),
+            trouble: None,
+        },
+        Err(error) => LibraryProbe { path: loaded("libnccl"), version: None, trouble: Trouble::of(&error) },
     }
 }
 

@@ -3,7 +3,6 @@ use half::bf16;
 use kernels::backend::*;
 use kernels::cpu::Cpu;
 use kernels::cuda::{Cuda, Element, Memory, View};
-use kernels::philox::DropoutRate;
 use kernels::{Backend, Error, Scalar};
 
 /// Attention over packed sequences of (queries, keys).
@@ -94,13 +93,12 @@ impl Attention {
             (Cpu::<T>::new(), qkv.iter().map(|x| cast(x)).collect::<Vec<_>>(), cast(&dout));
         let mut out = cast(&vec![f64::NAN; self.queries() * self.hidden()]);
         let mut lse = cast(&vec![f64::NAN; self.queries() * self.heads]);
-        let rate = DropoutRate::new(self.p);
         cpu.attention_forward(AttentionForward {
             out: &mut out,
             lse: &mut lse,
             qkv: host_qkv(&qkv),
             size: self.size(&cu_q[..], &cu_k[..]),
-            dropout: Dropout { rate, key: 0x5eed, site: 11, row_keys: &row_keys },
+            dropout: cpu_dropout(self.p, &row_keys),
         })
         .unwrap();
         let (out, lse) = (wide(&out), wide(&lse));
@@ -118,7 +116,7 @@ impl Attention {
             out: &cast(&rounded::<E>(saved_out)),
             lse: &cast(&rounded_f32(saved_lse)),
             size: self.size(&cu_q[..], &cu_k[..]),
-            dropout: Dropout { rate, key: 0x5eed, site: 11, row_keys: &row_keys },
+            dropout: cpu_dropout(self.p, &row_keys),
         })
         .unwrap();
         let grads = self.parts(&grads.iter().map(|x| wide(x)).collect::<Vec<_>>());
@@ -285,6 +283,10 @@ fn tensor_cores() {
     for p in [0.0, 0.1, 0.5] {
         Attention::packed(&LENGTHS, 1, 64, p).check::<bf16>();
     }
+    Attention::packed(&[511, 512], 1, 64, 0.1).check::<bf16>();
+    // The smallest and nearly the largest byte that divides kept from dropped.
+    Attention::packed(&[66, 40], 2, 64, 0.004).check::<bf16>();
+    Attention::packed(&[66, 40], 2, 64, 0.99).check::<bf16>();
     for (n, p) in LENGTHS.into_iter().zip([0.1, 0.0, 0.5, 0.0].into_iter().cycle()) {
         Attention::packed(&[n; 2], 3, 64, p).check::<bf16>();
     }

@@ -2,7 +2,7 @@
 
 use bytemuck::Pod;
 use half::bf16;
-use kernels::Backend;
+use kernels::{Backend, Scalar};
 use kernels::backend::Dropout;
 use kernels::cpu::Cpu;
 use kernels::cuda::{Cuda, Device, Element, IMAGES, Image, Kind, Memory, Options};
@@ -30,7 +30,7 @@ pub fn device() -> Arc<Device> {
 
 /// A backend of its own. Products' algorithms are not measured, so that every run has the same.
 pub fn cuda<E: Element>() -> Cuda<E> {
-    Cuda::new(device(), Options { graph: false, measure: false }).unwrap()
+    Cuda::new(device(), Options { graph: false, measure: false, ..Options::default() }).unwrap()
 }
 
 /// Whether this is the emulator.
@@ -109,8 +109,8 @@ pub fn gpu_dropout<E: Element>(p: f64, keys: &Memory<u32>) -> Dropout<'_, Cuda<E
     Dropout { rate: DropoutRate::new(p), key: 0x5eed, site: 11, row_keys }
 }
 
-/// The same on the oracle.
-pub fn cpu_dropout(p: f64, row_keys: &[u32]) -> Dropout<'_, Cpu<f64>> {
+/// The same on the CPU.
+pub fn cpu_dropout<T: Scalar>(p: f64, row_keys: &[u32]) -> Dropout<'_, Cpu<T>> {
     Dropout { rate: DropoutRate::new(p), key: 0x5eed, site: 11, row_keys }
 }
 

@@ -3,7 +3,6 @@
 use crate::check::{close, close_f32, cuda, noise, rounded, rounded_f32};
 use crate::side::*;
 use half::bf16;
-use kernels::Backend;
 use kernels::backend::*;
 use kernels::cpu::Cpu;
 use kernels::cuda::{Element, Kind};
@@ -47,8 +46,9 @@ impl Case {
         let (dy, grads) = (rounded::<E>(&noise(rows * cols, 51)), rounded_f32(&noise(cols + 2, 52)));
         let (cuda, oracle) = (cuda::<E>(), Cpu::<f64>::new());
         let (exact, got) = (self.run(&oracle, &x, &dy, &grads), self.run(&cuda, &x, &dy, &grads));
-        // In f32 the roundings of the exponent, of the exponential and of the quotient add up.
-        let times = if E::KIND == Kind::F32 { 6.0 } else { 2.0 };
+        // In f32 the roundings of the exponent, of the exponential and of the quotient add up; the device's functions are off by
+        // up to 2 units in the last place.
+        let times = if E::KIND == Kind::F32 { 8.0 } else { 2.0 };
         let name = |what| format!("{what} of {self:?} in {:?}", E::KIND);
         close::<E>(&name("y"), &got.y, &exact.y, times);
         close::<E>(&name("dx"), &got.dx, &exact.dx, times);

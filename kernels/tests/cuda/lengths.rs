@@ -2,9 +2,9 @@
 
 use crate::check::cuda;
 use crate::side::*;
+use kernels::Result;
 use kernels::backend::*;
 use kernels::cpu::Cpu;
-use kernels::{Backend, Result};
 
 /// The length of argument `i`, given the right one.
 type Length<'a> = &'a dyn Fn(usize, usize) -> usize;

@@ -12,6 +12,8 @@ mod layernorm;
 mod lengths;
 mod linear;
 mod loss;
+mod nccl;
+mod nonfinite;
 mod optim;
 mod probe;
 mod resources;

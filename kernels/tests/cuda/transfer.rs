@@ -118,7 +118,7 @@ fn check_numbers(round: i32, numbers: &[f32]) {
 
 /// Steps that change their sizes, addresses and numbers: what they leave behind.
 fn steps(graph: bool) -> Vec<Vec<u32>> {
-    let cuda = F32::new(device(), Options { graph, measure: false }).unwrap();
+    let cuda = F32::new(device(), Options { graph, measure: false, ..Options::default() }).unwrap();
     let cols = 30;
     let [x, w] = [put_elems(&cuda, &noise(200 * cols, 1)), put_elems(&cuda, &noise(cols * cols, 2))];
     let mut y = put_elems::<f32>(&cuda, &noise(200 * cols, 3));

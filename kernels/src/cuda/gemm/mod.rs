@@ -17,6 +17,7 @@
 //! answer of cuBLASLt's heuristic is. So with the same choices the same products give the same bits.
 
 mod choices;
+mod kept;
 mod library;
 mod plan;
 
@@ -27,6 +28,7 @@ use super::{Kind, Options};
 use crate::Result;
 use choices::{Choice, Choices};
 use cudarc::cublaslt::sys::cublasLtMatmulAlgo_t as Algorithm;
+use kept::Kept;
 use library::{Library, explain};
 use plan::{Answer, Plan};
 use std::collections::{HashMap, HashSet};
@@ -61,6 +63,7 @@ struct State {
     /// Counts products, to tell which plan was not used for longest.
     clock: u64,
     choices: Choices,
+    kept: Option<Kept>,
     /// Those whose algorithm has run in this process: its code is loaded.
     warm: HashSet<Choice>,
 }
@@ -71,11 +74,14 @@ fn bucket(rows: usize) -> usize {
 }
 
 impl Products {
-    pub fn new(device: &Arc<Device>, options: Options) -> Result<Self> {
+    pub fn new(device: &Arc<Device>, options: &Options) -> Result<Self> {
         let library = Library::open(device)?;
         let workspace = device.alloc("workspace of products", WORKSPACE)?;
-        let state = Mutex::default();
-        Ok(Self { device: device.clone(), library, workspace, measure: options.measure, state })
+        let products =
+            Self { device: device.clone(), library, workspace, measure: options.measure, state: Mutex::default() };
+        let (kept, choices) = Kept::open(&options.choices, &products.machine());
+        *lock(&products.state) = State { kept: Some(kept), choices, ..State::default() };
+        Ok(products)
     }
 
     /// Queues a product.
@@ -118,6 +124,10 @@ impl Products {
             // SAFETY: the caller's
             let best = unsafe { self.best(&mut plan, at) }?;
             state.choices.insert(choice, best);
+            let text = state.choices.to_text(&self.machine());
+            if let Some(kept) = &mut state.kept {
+                kept.save(&text);
+            }
             known = Some(best);
         }
         let fitting = known.and_then(|algorithm| plan.check(&self.library, algorithm));
@@ -208,6 +218,11 @@ impl Products {
         Ok(len)
     }
 
+    /// What did not work in keeping choices, once.
+    pub fn notice(&self) -> Option<String> {
+        lock(&self.state).kept.as_mut()?.notice.take()
+    }
+
     /// What choices depend on.
     fn machine(&self) -> String {
         let (device, (major, minor)) = (&self.device, self.device.arch());
@@ -243,7 +258,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_rounded_up_by_an_eighth_at_most() {
+    fn rows_are_rounded_up_by_a_quarter_at_most() {
         for rows in 1..5000 {
             let top = bucket(rows);
             assert!(top >= rows && top - rows <= rows / 4, "{rows} -> {top}");
