@@ -12,13 +12,16 @@ cd "$(dirname "$0")/.."
 # A bundle without kernels would test nothing.
 export BERT_CUDA=required
 messages=$(cargo test --release --locked --no-run --message-format=json-render-diagnostics \
-  -p kernels -p launcher --test cuda --bench gpu_ops --bin launcher)
+  -p kernels -p launcher --test cuda --bench gpu_ops)
 mkdir -p "$dir/bin" "$dir/golden"
 for name in cuda gpu_ops launcher; do
   program=$(sed -nE "s|.*\"target\":\{[^}]*\"name\":\"$name\"[^}]*\}.*\"executable\":\"([^\"]+)\".*|\1|p" <<<"$messages")
   [ "$(wc -l <<<"$program")" -eq 1 ] && [ -x "$program" ] || { echo "cargo built no $name: '$program'" >&2; exit 1; }
   strip -o "$dir/bin/$name" "$program"
 done
+# Three programs with the same kernels inside; run.sh unpacks them.
+tar -C "$dir" -czf "$dir/bin.tar.gz" bin
+rm -r "$dir/bin"
 # What run.sh needs, where the configurations look for it. (The tests of tests/ are not here: they need the repository, and
 # their GPU is the emulated one.)
 cp tests/golden/*.safetensors "$dir/golden/"

@@ -16,6 +16,7 @@ mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
 [ -z "$(ls -A "$out")" ] || { echo "$out is not empty: name another folder by OUT=" >&2; exit 2; }
 # The quickstart's configuration names files from here.
 cd "$here" || exit 1
+[ -d bin ] || tar -xzf bin.tar.gz || exit 1
 export RUST_BACKTRACE=1 REQUIRE_GPU=1
 
 summary=$out/summary.md
