@@ -17,7 +17,9 @@ fn main() {
     let here = PathBuf::from(std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"));
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("set by cargo"));
     let cu = here.parent().expect("the crate lies in kernels/").join("cu");
-    for watched in ["include", "driver", "cublaslt", "nccl", "tests"].map(|f| here.join(f)).iter().chain([&cu]) {
+    for watched in
+        ["include", "driver", "cublaslt", "nccl", "tests"].map(|f| here.join(f)).iter().chain([&cu])
+    {
         println!("cargo:rerun-if-changed={}", watched.display());
     }
     println!("cargo:rerun-if-changed=build.rs");

@@ -511,6 +511,8 @@ pub trait Backend: Sized + Send + Sync + 'static {
 
     /// One line that names the device, for logs.
     fn describe(&self) -> String;
+    /// What a user should know of how this device trains a model with heads of `head_size` elements, each once.
+    fn remarks(&self, head_size: usize) -> Vec<String>;
     /// Bytes of memory that this process may take on the device, used or not; none if it cannot be told.
     fn memory(&self) -> Option<u64>;
 

@@ -59,11 +59,16 @@ pub fn on_cpu(config: &Config) -> anyhow::Result<Cpu<f32>> {
 /// run, so that it goes on with the same ones, and with the user's caches, so that a run of the same configuration on the
 /// same machine ends with the same bits.
 pub fn options(config: &Config, gpu: &Device, leaves_run: bool) -> Options {
-    let words: Vec<&str> = gpu.name().split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty()).collect();
+    let words: Vec<&str> =
+        gpu.name().split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty()).collect();
     let name = format!("products-gpu{}-{}.txt", gpu.ordinal(), words.join("-"));
     let own = leaves_run.then(|| config.train.run.join(&name));
     let cache = caches().map(|dir| dir.join("bert-launcher").join(&name));
-    Options { graph: config.train.graph, choices: own.into_iter().chain(cache).collect(), ..Options::default() }
+    Options {
+        graph: config.train.graph,
+        choices: own.into_iter().chain(cache).collect(),
+        ..Options::default()
+    }
 }
 
 /// The folder of the user's caches, as the XDG base directory specification has it.

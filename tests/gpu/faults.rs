@@ -13,7 +13,7 @@ fn refused(environment: &[(&str, &str)]) -> Option<String> {
 fn each_fault_has_its_message() {
     for (variable, value, said) in [
         ("EMULATOR_DRIVER", "12020", "driver"),
-        ("EMULATOR_DEVICES", "0", "GPU"),
+        ("EMULATOR_DEVICES", "0", "CUDA_VISIBLE_DEVICES"),
         ("EMULATOR_ARCH", "70", "compute capability 7.0; 8.0 or newer is needed"),
         ("EMULATOR_MEMORY", "1000000", "memory"),
         ("EMULATOR_FAIL", "cuMemAlloc_v2:9:2", "cannot allocate"),

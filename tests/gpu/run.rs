@@ -45,7 +45,7 @@ fn training_follows_the_cpu() {
                 step + 1
             );
         }
-        assert_ne!(gpu, cpu, "other sums, other bits");
+        assert!(weights(&place, precision) != weights(&place, "cpu"), "other sums have other bits");
     }
 }
 
@@ -76,7 +76,7 @@ fn a_run_goes_on_where_it_was() {
     }
     assert!(train(&place, "parts", "", &[]));
     // as if it had ended at step 4
-    fs::remove_dir_all(place.path("parts/checkpoints/step-8")).unwrap();
+    fs::remove_dir_all(place.path("parts/checkpoints/step-00000008")).unwrap();
     fs::remove_dir_all(place.path("parts/model")).unwrap();
     assert!(train(&place, "parts", "--resume", &[]));
     assert!(weights(&place, "parts") == weights(&place, "whole"));

@@ -219,8 +219,7 @@ impl<B: Backend> Optimizer<B> {
         ranks: &mut dyn Collective<B>,
         len: usize,
     ) -> Result<[Vec<B::Acc>; 2]> {
-        let mut copy =
-            |mem: &B::Mem<B::Acc>| self.whole(backend, ranks, B::at(mem, 0..B::len(mem)), len);
+        let mut copy = |mem: &B::Mem<B::Acc>| self.whole(backend, ranks, B::at(mem, 0..B::len(mem)), len);
         Ok([copy(&self.m)?, copy(&self.v)?])
     }
 

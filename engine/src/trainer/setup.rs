@@ -76,6 +76,7 @@ pub fn prepare<B: Backend<Acc = f32>>(
     group.agree(&[
         ("program", env!("CARGO_PKG_VERSION").to_owned()),
         ("configuration", config.hash()),
+        ("precision", format!("{} bits", 8 * size_of::<B::Elem>())),
         ("--resume", options.resume.to_string()),
     ])?;
     let mut resolved = Resolved::default();
@@ -89,6 +90,11 @@ pub fn prepare<B: Backend<Acc = f32>>(
     group.agree(&[("prepared data", manifest.data_hash())])?;
     // MLPerf's clock starts before the data is touched: there, only the manifest and the vocabulary are read here.
     let opened = if options.mlperf.is_none() { Some(open_data(&config)?) } else { None };
+
+    if group.is_first() {
+        let head_size = config.model.hidden / config.model.heads.max(1);
+        backend.remarks(head_size).iter().for_each(|line| observer.message(line));
+    }
 
     let mut bert = Bert::recomputing(backend, &config.model, config.train.recompute)?;
     let table = bert.table();

@@ -61,6 +61,10 @@ impl<T: Scalar> Backend for Cpu<T> {
         format!("CPU, {} bits, {threads} thread{s}, vectors {vectors}", 8 * size_of::<T>())
     }
 
+    fn remarks(&self, _: usize) -> Vec<String> {
+        Vec::new()
+    }
+
     fn memory(&self) -> Option<u64> {
         memory::total()
     }

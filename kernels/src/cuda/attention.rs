@@ -172,15 +172,14 @@ impl Parts {
     }
 }
 
-impl<E: Element> Cuda<E> {
-    /// The kernels that run the attention of heads of this size, for logs.
-    pub fn attention_path(&self, head_size: usize) -> &'static str {
-        if on_tensor_cores::<E>(head_size) {
-            "attention_sm80 (tensor cores)"
-        } else {
-            "attention_any (without tensor cores, which need bf16 and heads of 64 elements)"
-        }
-    }
+/// What a user should know of the attention of heads of this size.
+pub(super) fn remark<E: Element>(head_size: usize) -> Option<String> {
+    (E::KIND == Kind::Bf16 && !on_tensor_cores::<E>(head_size)).then(|| {
+        format!(
+            "attention runs without tensor cores, which is slower: the kernels for them are for heads of {MMA_HEAD} elements, \
+             not {head_size}"
+        )
+    })
 }
 
 /// Whether there are kernels on tensor cores; they take aligned buffers only.

@@ -130,11 +130,6 @@ impl<E: Element> Cuda<E> {
         Ok(Self { device, transfer, products, spans: optim::Spans::default(), kind: PhantomData })
     }
 
-    /// What did not work in keeping the choices of algorithms, for the user; each is told once.
-    pub fn notice(&self) -> Option<String> {
-        self.products.notice()
-    }
-
     /// The GPU.
     pub fn device(&self) -> &Arc<Device> {
         &self.device
@@ -186,6 +181,11 @@ impl<E: Element> Backend for Cuda<E> {
             self.device.ordinal(),
             self.device.name()
         )
+    }
+
+    fn remarks(&self, head_size: usize) -> Vec<String> {
+        let path = attention::remark::<E>(head_size);
+        path.into_iter().chain(self.products.notice()).collect()
     }
 
     fn memory(&self) -> Option<u64> {

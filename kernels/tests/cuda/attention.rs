@@ -422,7 +422,8 @@ fn what_is_not_supported_is_told() {
 
 #[test]
 fn the_path_is_told() {
-    assert!(cuda::<bf16>().attention_path(64).starts_with("attention_sm80 "));
-    assert!(cuda::<bf16>().attention_path(32).starts_with("attention_any "));
-    assert!(cuda::<f32>().attention_path(64).starts_with("attention_any "));
+    let told = cuda::<bf16>().remarks(32).concat();
+    assert!(told.starts_with("attention runs without tensor cores") && told.ends_with("not 32"), "{told}");
+    assert_eq!(cuda::<bf16>().remarks(64), Vec::<String>::new());
+    assert_eq!(cuda::<f32>().remarks(32), Vec::<String>::new());
 }

@@ -2,11 +2,11 @@
 
 use bytemuck::Pod;
 use half::bf16;
-use kernels::{Backend, Scalar};
 use kernels::backend::Dropout;
 use kernels::cpu::Cpu;
 use kernels::cuda::{Cuda, Device, Element, IMAGES, Image, Kind, Memory, Options};
 use kernels::philox::{DropoutRate, Stream};
+use kernels::{Backend, Scalar};
 use std::sync::{Arc, OnceLock};
 
 /// The GPU, or the emulator.
@@ -150,7 +150,6 @@ fn within(what: &str, got: &[f64], exact: &[f64], times: f64, cost: f64, epsilon
         off(a).total_cmp(&off(b))
     });
     let example = worst.map(|i| format!("; at {i} {} for {}", got[i], exact[i])).unwrap_or_default();
-    eprintln!("MEASURE {:.2} {}", error / cost, what);
     assert!(
         error <= times * cost + 1e-300,
         "{what}: off by {error:.3e}, {:.2} times what rounding costs, over {times}{example}",

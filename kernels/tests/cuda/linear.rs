@@ -133,7 +133,8 @@ fn products_bf16() {
 
 #[test]
 fn products_by_measurement() {
-    let cuda = Cuda::<bf16>::new(device(), Options { graph: false, measure: true, ..Options::default() }).unwrap();
+    let cuda =
+        Cuda::<bf16>::new(device(), Options { graph: false, measure: true, ..Options::default() }).unwrap();
     for linear in [Linear::new(33, 30, 64, true, true), Linear::new(130, 100, 2, false, false)] {
         linear.check(&cuda);
         linear.check(&cuda);
@@ -210,7 +211,8 @@ fn wrong_lengths_are_errors() {
 
 #[test]
 fn choices_are_kept() {
-    let measured = Cuda::<bf16>::new(device(), Options { graph: false, measure: true, ..Options::default() }).unwrap();
+    let measured =
+        Cuda::<bf16>::new(device(), Options { graph: false, measure: true, ..Options::default() }).unwrap();
     let linear = Linear::new(130, 64, 192, true, true);
     let first = linear.run(&measured);
     let text = measured.choices();
@@ -230,7 +232,8 @@ fn choices_are_kept() {
 
 #[test]
 fn choices_decide_the_algorithm() {
-    let measured = Cuda::<f32>::new(device(), Options { graph: false, measure: true, ..Options::default() }).unwrap();
+    let measured =
+        Cuda::<f32>::new(device(), Options { graph: false, measure: true, ..Options::default() }).unwrap();
     let linear = Linear::new(33, 192, 64, false, false);
     linear.check(&measured);
     // Where another algorithm is chosen, another order of sums may show; on the emulator every algorithm has its own.

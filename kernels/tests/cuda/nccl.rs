@@ -85,7 +85,8 @@ fn reduced<E: Element>(
 }
 
 fn exchange<E: Element>(rank: &Rank, nccl: &mut Nccl) {
-    let cuda = Cuda::<E>::new(rank.device(), Options { graph: false, measure: false, ..Options::default() }).unwrap();
+    let cuda = Cuda::<E>::new(rank.device(), Options { graph: false, measure: false, ..Options::default() })
+        .unwrap();
     for sharded in [false, true] {
         let division = division(rank, sharded);
         let own = division.of(rank.rank);
@@ -178,7 +179,9 @@ fn on_hosts<E: Element>(rank: &Rank, nccl: &mut Nccl) {
 /// Steps until something goes wrong, as training would find it out; dies after `steps`.
 fn reduce_until_it_fails(rank: &Rank, steps: usize) {
     let mut nccl = rank.join(ENOUGH).unwrap();
-    let cuda = Cuda::<f32>::new(rank.device(), Options { graph: false, measure: false, ..Options::default() }).unwrap();
+    let cuda =
+        Cuda::<f32>::new(rank.device(), Options { graph: false, measure: false, ..Options::default() })
+            .unwrap();
     let division = division(rank, true);
     let mut grads = put_f32(&cuda, &integers(rank.rank));
     let mut step = |nccl: &mut Nccl| -> kernels::Result<()> {

@@ -50,7 +50,8 @@ fn replace(file: &Path, text: &str) -> std::io::Result<()> {
     let mut name = file.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.tmp", std::process::id()));
     let staged = file.with_file_name(name);
-    let written = fs::File::create(&staged).and_then(|mut f| f.write_all(text.as_bytes()).and_then(|()| f.sync_all()));
+    let written =
+        fs::File::create(&staged).and_then(|mut f| f.write_all(text.as_bytes()).and_then(|()| f.sync_all()));
     let done = written.and_then(|()| fs::rename(&staged, file));
     if done.is_err() {
         // What is half written is of no use; that it cannot be removed either is told by the error already.

@@ -77,8 +77,13 @@ impl Products {
     pub fn new(device: &Arc<Device>, options: &Options) -> Result<Self> {
         let library = Library::open(device)?;
         let workspace = device.alloc("workspace of products", WORKSPACE)?;
-        let products =
-            Self { device: device.clone(), library, workspace, measure: options.measure, state: Mutex::default() };
+        let products = Self {
+            device: device.clone(),
+            library,
+            workspace,
+            measure: options.measure,
+            state: Mutex::default(),
+        };
         let (kept, choices) = Kept::open(&options.choices, &products.machine());
         *lock(&products.state) = State { kept: Some(kept), choices, ..State::default() };
         Ok(products)
