@@ -22,7 +22,9 @@ fn main() {
     let wanted = env::var("BERT_CUDA").unwrap_or_default();
     let archs = env::var("BERT_CUDA_ARCHS").unwrap_or_else(|_| ARCHS.into());
     let nvcc = if wanted == "off" { None } else { find_nvcc() };
-    let mut table = String::from("/// The kernels in this binary, one image for each file; none where it was built without nvcc.\npub static IMAGES: &[Image] = &[\n");
+    let mut table = String::from(
+        "/// The kernels in this binary, one image for each file; none where it was built without nvcc.\npub static IMAGES: &[Image] = &[\n",
+    );
     match &nvcc {
         Some((nvcc, _)) => {
             let files = sources();
@@ -53,7 +55,10 @@ fn main() {
     table.push_str("];\n");
     let archs = if nvcc.is_some() { &archs[..] } else { "" };
     let version = nvcc.map_or(String::new(), |(_, version)| version);
-    let _ = writeln!(table, "/// The architectures they are compiled for, as in `80,90a`.\npub const ARCHS: &str = {archs:?};\n/// nvcc's release.\npub const COMPILER: &str = {version:?};");
+    let _ = writeln!(
+        table,
+        "/// The architectures they are compiled for, as in `80,90a`.\npub const ARCHS: &str = {archs:?};\n/// nvcc's release.\npub const COMPILER: &str = {version:?};"
+    );
     fs::write(out.join("images.rs"), table).expect("cannot write to OUT_DIR");
 }
 

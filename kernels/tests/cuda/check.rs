@@ -2,11 +2,11 @@
 
 use bytemuck::Pod;
 use half::bf16;
-use kernels::{Backend, Scalar};
 use kernels::backend::Dropout;
 use kernels::cpu::Cpu;
 use kernels::cuda::{Cuda, Device, Element, IMAGES, Image, Kind, Memory, Options};
 use kernels::philox::{DropoutRate, Stream};
+use kernels::{Backend, Scalar};
 use std::sync::{Arc, OnceLock};
 
 /// The GPU, or the emulator.
