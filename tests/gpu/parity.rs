@@ -1,7 +1,12 @@
 //! The golden files and whole steps, against the reference and against the CPU.
 
 use super::cuda;
+use crate::parity::steps;
+use crate::training::model;
+use engine::config::Recompute;
 use engine::verify::{self, Limits, VerifyLine};
+use half::bf16;
+use kernels::cpu::Cpu;
 use std::path::Path;
 
 const FILES: [&str; 4] = ["tiny-erf", "odd-tanh", "head64-tanh", "fresh-erf"];
@@ -17,4 +22,34 @@ fn every_golden_file_agrees_in_f32() {
             assert!(error <= limit, "{name}: {what}: {error:.2e} over {limit:.0e} at {worst}");
         }
     }
+}
+
+#[test]
+fn every_golden_file_agrees_in_bf16() {
+    for name in FILES {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/golden/{name}.safetensors"));
+        let lines = verify::run(&cuda::<bf16>, &path, Limits::BF16).unwrap();
+        assert_eq!(lines.len(), 7);
+        for VerifyLine { what, worst, error, limit, .. } in &lines {
+            println!("{name}: {what}: {error:.2e} of {limit:.0e} at {worst}");
+        }
+        let exceeded: Vec<_> = lines.iter().filter(|line| !line.passed()).collect();
+        assert!(exceeded.is_empty(), "{name}: {exceeded:?}");
+    }
+}
+
+/// Steps with dropout on: the same masks, and losses that differ by rounding only.
+#[test]
+fn losses_over_steps_are_the_cpus() {
+    const STEPS: usize = 8;
+    let (config, batches) = (model::config(), steps::batches(37));
+    let cpu = steps::losses(Cpu::<f32>::new(), &config, Recompute::None, &batches, STEPS);
+    let single = steps::losses(cuda::<f32>(), &config, Recompute::None, &batches, STEPS);
+    println!("f32: {:.2e} apart", steps::apart(&single, &cpu));
+    assert!(steps::apart(&single, &cpu) < 1e-4, "{single:?} {cpu:?}");
+    let [kept, recomputed] = [Recompute::None, Recompute::Layer]
+        .map(|recompute| steps::losses(cuda::<bf16>(), &config, recompute, &batches, STEPS));
+    assert_eq!(kept, recomputed);
+    println!("bf16: {:.2e} apart", steps::apart(&kept, &cpu));
+    assert!(steps::apart(&kept, &cpu) < 2e-2, "{kept:?} {cpu:?}");
 }
