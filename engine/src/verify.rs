@@ -105,7 +105,11 @@ const BASE_LR: f64 = 0.01;
 const STILL: f64 = 1e-3;
 
 /// Runs one golden file on `backend`.
-pub fn run<B: Backend>(backend: &dyn Fn() -> B, path: &Path, limits: Limits) -> Result<Vec<VerifyLine>> {
+pub fn run<B: Backend>(
+    backend: &dyn Fn() -> kernels::Result<B>,
+    path: &Path,
+    limits: Limits,
+) -> Result<Vec<VerifyLine>> {
     let bytes = std::fs::read(path).during("cannot read", path)?;
     let golden = Golden::parse(path, &bytes)?;
     let mut lines = one_pass(backend, &golden, limits)?;
@@ -120,13 +124,13 @@ fn widen<T: Scalar>(values: &[T]) -> Vec<f64> {
 }
 
 fn one_pass<B: Backend>(
-    backend: &dyn Fn() -> B,
+    backend: &dyn Fn() -> kernels::Result<B>,
     golden: &Golden<'_>,
     limits: Limits,
 ) -> Result<Vec<VerifyLine>> {
     let (c, path) = (&golden.config, golden.path);
     let stride = c.max_positions as u32;
-    let mut bert = Bert::new(backend(), c)?;
+    let mut bert = Bert::new(backend()?, c)?;
     bert.load_weights(&golden.initial_weights(bert.table())?)?;
     let sequences = golden.batch(0)?;
 
@@ -180,7 +184,7 @@ fn one_pass<B: Backend>(
 }
 
 fn ten_steps<B: Backend>(
-    backend: &dyn Fn() -> B,
+    backend: &dyn Fn() -> kernels::Result<B>,
     golden: &Golden<'_>,
     kind: OptimizerKind,
     limits: Limits,
@@ -190,7 +194,7 @@ fn ten_steps<B: Backend>(
         OptimizerKind::AdamW => ("adamw", "AdamW losses", "AdamW weights"),
         OptimizerKind::Lamb => ("lamb", "LAMB losses", "LAMB weights"),
     };
-    let mut bert = Bert::new(backend(), c)?;
+    let mut bert = Bert::new(backend()?, c)?;
     bert.load_weights(&golden.initial_weights(bert.table())?)?;
     let mut grads = bert.gradients()?;
     let config = OptimizerConfig { kind, ..OptimizerConfig::default() };

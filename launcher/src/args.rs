@@ -329,7 +329,7 @@ pub struct VerifyArgs {
     /// Where to compute
     #[arg(long, value_enum, default_value_t = VerifyDevice::Cpu)]
     pub device: VerifyDevice,
-    /// In which precision to compute
+    /// In which precision to compute: CPUs f64 or f32, GPUs f32 or bf16
     #[arg(long, value_enum, default_value_t = Precision::F64)]
     pub precision: Precision,
 }

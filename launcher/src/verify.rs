@@ -2,21 +2,25 @@
 
 use crate::args::{Precision, VerifyArgs, VerifyDevice};
 use crate::exit;
-use engine::verify::{Limits, VerifyLine};
+use engine::verify::{self, Limits, VerifyLine};
+use half::bf16;
 use kernels::cpu::Cpu;
+use kernels::cuda::{Cuda, Device, Options};
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Prints one line for each comparison; the code is 1 where a limit is exceeded.
 pub fn run(args: &VerifyArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
-    if args.device == VerifyDevice::Cuda {
-        anyhow::bail!("not yet");
-    }
+    let gpu = match args.device {
+        VerifyDevice::Cpu => None,
+        VerifyDevice::Cuda => Some(Device::open(0)?),
+    };
     let mut exceeded = 0;
     let mut total = 0;
     for file in &args.files {
         writeln!(out, "{}", file.display())?;
-        for line in compare(file, args.precision)? {
+        for line in compare(file, args.precision, gpu.as_ref())? {
             total += 1;
             exceeded += usize::from(!line.passed());
             print(&line, out)?;
@@ -31,12 +35,23 @@ pub fn run(args: &VerifyArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     Ok(exit::DONE)
 }
 
-fn compare(file: &Path, precision: Precision) -> anyhow::Result<Vec<VerifyLine>> {
-    Ok(match precision {
-        Precision::F64 => engine::verify::run(&Cpu::<f64>::new, file, Limits::F64)?,
-        Precision::F32 => engine::verify::run(&Cpu::<f32>::new, file, Limits::F32)?,
-        Precision::Bf16 => {
+fn compare(file: &Path, precision: Precision, gpu: Option<&Arc<Device>>) -> anyhow::Result<Vec<VerifyLine>> {
+    // The heuristic's algorithms: measuring takes longer than the comparisons.
+    let options = || Options { measure: false, ..Options::default() };
+    Ok(match (precision, gpu) {
+        (Precision::F64, None) => verify::run(&|| Ok(Cpu::<f64>::new()), file, Limits::F64)?,
+        (Precision::F32, None) => verify::run(&|| Ok(Cpu::<f32>::new()), file, Limits::F32)?,
+        (Precision::F32, Some(gpu)) => {
+            verify::run(&|| Cuda::<f32>::new(gpu.clone(), options()), file, Limits::F32)?
+        }
+        (Precision::Bf16, Some(gpu)) => {
+            verify::run(&|| Cuda::<bf16>::new(gpu.clone(), options()), file, Limits::BF16)?
+        }
+        (Precision::Bf16, None) => {
             anyhow::bail!("--precision bf16: the CPU computes in f64 or f32; choose one of them")
+        }
+        (Precision::F64, Some(_)) => {
+            anyhow::bail!("--precision f64: GPUs compute in f32 or bf16; choose one of them")
         }
     })
 }
