@@ -8,7 +8,7 @@ use crate::backend::STRETCH;
 use crate::error::check_len;
 
 /// Threads of the one block.
-const THREADS: usize = 1024;
+const THREADS: usize = 512;
 // The kernel's stretches are the backend's.
 const _: () = assert!(STRETCH == 1 << 14);
 
