@@ -253,7 +253,7 @@ pub enum ClipOrder {
 pub enum GradientWire {
     /// As they are.
     F32,
-    /// Rounded to bf16, added in f32.
+    /// Rounded to bf16; on CPUs added in f32, between GPUs every partial sum is rounded again.
     Bf16,
 }
 

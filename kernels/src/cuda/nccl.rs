@@ -296,15 +296,15 @@ fn agree(cards: &[Card]) -> Result<()> {
         )));
     }
     let twice = (0..cards.len()).find_map(|b| Some(((0..b).find(|&a| cards[a].gpu == cards[b].gpu)?, b)));
-    if let Some((a, b)) = twice {
-        if !takes_several(version) {
-            return Err(Error::Ranks(format!(
-                "ranks {a} and {b} have the same GPU: start as many as there are GPUs (NCCL {} takes several on one GPU from \
-                 {} on, with {SEVERAL}=1)",
-                dotted(version),
-                dotted(SEVERAL_ON_ONE_GPU)
-            )));
-        }
+    if let Some((a, b)) = twice
+        && !takes_several(version)
+    {
+        return Err(Error::Ranks(format!(
+            "ranks {a} and {b} have the same GPU: start as many as there are GPUs (NCCL {} takes several on one GPU from {} on, \
+             with {SEVERAL}=1)",
+            dotted(version),
+            dotted(SEVERAL_ON_ONE_GPU)
+        )));
     }
     Ok(())
 }
