@@ -191,7 +191,7 @@ impl<B: Backend<Acc = f32>> Bench<B> {
             self.finish(std::mem::replace(&mut pending, next))?;
             times.push(last.elapsed().as_secs_f64());
             last = Instant::now();
-            let done = steps.map_or(started.elapsed().as_secs_f64() >= seconds, |n| times.len() >= n + 1);
+            let done = steps.map_or(started.elapsed().as_secs_f64() >= seconds, |n| times.len() > n);
             if done && times.len() > 1 {
                 break;
             }

@@ -54,8 +54,7 @@ fn write_corpus(dir: &Path) {
 }
 
 fn config(dir: &Path, run: &str) -> Config {
-    let mut config = Config::default();
-    config.model = ModelConfig {
+    let model = ModelConfig {
         layers: 2,
         hidden: 16,
         heads: 2,
@@ -63,6 +62,7 @@ fn config(dir: &Path, run: &str) -> Config {
         max_positions: 32,
         ..Preset::Tiny.model()
     };
+    let mut config = Config { model, ..Config::default() };
     config.data.dir = dir.join("data");
     config.data.prepare.input = vec![dir.join("corpus.txt")];
     config.data.prepare.vocab = Some(dir.join("vocab.txt"));
