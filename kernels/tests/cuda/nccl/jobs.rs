@@ -169,7 +169,9 @@ impl Rank {
         if count().is_err() {
             // Without it, what is missing is really missing.
             match std::env::var_os("WITHOUT_NCCL") {
-                Some(_) => ["libcuda.so.1", "libcuda.so"].into_iter().for_each(emulator::open),
+                Some(_) => ["libcuda.so.1", "libcuda.so", "libcublasLt.so.13", "libcublasLt.so"]
+                    .into_iter()
+                    .for_each(emulator::open),
                 None => emulator::load(),
             }
         }
