@@ -194,6 +194,13 @@ impl<B: Backend> Bert<B> {
         Ok(host)
     }
 
+    /// All weights as products read them, in the type of the elements.
+    pub fn rounded_weights(&self) -> Result<Vec<f64>> {
+        let mut host = vec![0.0; self.table.len];
+        self.backend.download_elems(B::weight(&self.weights, 0..self.table.len), &mut host)?;
+        Ok(host)
+    }
+
     /// Losses and accuracies of a batch, without dropout. Waits for the device.
     pub fn evaluate(&mut self, batch: &Batch) -> Result<EvalSums> {
         let pending = self.evaluate_later(batch)?;

@@ -87,22 +87,30 @@ pub(super) fn gradients(
     Ok(worst)
 }
 
+/// How far apart two gradients of all parameters are, tensor by tensor.
+pub(super) fn differences(table: &TensorTable, a: &[f64], b: &[f64]) -> Vec<f64> {
+    table.tensors.iter().map(|tensor| distance(&a[tensor.range()], &b[tensor.range()])).collect()
+}
+
 /// Of each tensor's gradient, 1 minus the cosine of the angle to the reference's, and by how much the ratio of their norms
 /// differs from 1. A difference that is below what rounding of the type (half of `epsilon`) is to a typical tensor's norm
 /// (the root of the mean of all squares) counts as none: by such a gradient, of terms that cancel, both figures tell nothing.
+/// So does one that is at most twice what rounding the weights to the type costs by itself (`costs`, of each tensor): the
+/// next-sentence head's gradients hang on the few sequences of a batch.
 pub(super) fn directions(
     golden: &Golden<'_>,
     table: &TensorTable,
     ours: &[f64],
+    costs: &[f64],
     epsilon: f64,
 ) -> Result<[Worst; 2]> {
     let typical = whole_norm(golden, table)? / (table.tensors.len() as f64).sqrt();
     let [mut angles, mut ratios] = [Worst::new(), Worst::new()];
-    for tensor in &table.tensors {
+    for (tensor, cost) in table.tensors.iter().zip(costs) {
         let (ours, reference) = (&ours[tensor.range()], reference(golden, tensor)?);
         let [own, theirs] = [ours, &reference].map(|v| norm(v.iter().copied()));
         let product: f64 = ours.iter().zip(&reference).map(|(a, b)| a * b).sum();
-        let negligible = distance(ours, &reference) <= 0.5 * epsilon * typical;
+        let negligible = distance(ours, &reference) <= (0.5 * epsilon * typical).max(2.0 * cost);
         let [angle, ratio] =
             if negligible { [0.0; 2] } else { [1.0 - product / (own * theirs), (own / theirs - 1.0).abs()] };
         angles.see(&tensor.name, angle);
