@@ -384,6 +384,9 @@ pub struct BenchArgs {
 /// GPUs and their driver, CUDA's libraries, the kernels in this binary, MPI. The exit code is 1 where --device cuda would
 /// be refused and the machine has an NVIDIA GPU.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  launcher doctor --kernels")]
 pub struct DoctorArgs {
     /// List every kernel's registers, shared memory and spills too [default: off]
     #[arg(long)]
