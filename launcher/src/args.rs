@@ -342,7 +342,7 @@ pub struct VerifyArgs {
 #[command(after_help = "\
 Example:
   launcher bench --config configs/bert-large.toml --device cuda --batch 32
-  launcher bench --config configs/bert-large.toml --device cuda --batch 128 --lengths mlperf --profile")]
+  launcher bench --config configs/bert-large.toml --batch 128 --lengths mlperf --profile")]
 pub struct BenchArgs {
     /// Configuration file in TOML: model, optimizer, precision [default: none, every key has its default]
     #[arg(long, value_name = "FILE")]

@@ -20,7 +20,10 @@ fn help_of_each_command_has_its_options_and_an_example() {
         ("inspect --help", "<DIR|FILE> --batches <N> --out <FILE.safetensors>"),
         ("eval --help", "--model <DIR> --data --split eval] train --sequences <N>"),
         ("fill-mask --help", "--model <DIR> <TEXT> --top <K> 5]"),
-        ("bench --help", "--config --device --batch <N> --tokens --lengths full] --steps --seconds --profile --json --ceiling"),
+        (
+            "bench --help",
+            "--config --device --batch <N> --tokens --lengths full] --steps --seconds --profile --json --ceiling",
+        ),
         ("doctor --help", "--kernels"),
         ("verify --help", "<FILE.safetensors>... --device cpu] cuda --precision f64] f32 bf16"),
     ] {

@@ -18,10 +18,10 @@ fn each_fault_has_its_message() {
         ("EMULATOR_MEMORY", "1000000", "choose a smaller model or batch"),
         ("EMULATOR_MEMORY", "33700000", "of memory"),
         ("EMULATOR_FAIL", "cuMemAlloc_v2:9:2", "cannot allocate"),
-        ("EMULATOR_FAIL", "cuLaunchKernel:40:700", "the GPU"),
+        ("EMULATOR_FAIL", "cuLaunchKernel:40:700", "compute-sanitizer"),
         ("EMULATOR_FAIL", "cuModuleLoadData:1:209", "do not load"),
         ("EMULATOR_FAIL", "cuInit:1:999", "driver"),
-        ("EMULATOR_FAIL", "cuStreamSynchronize:2:719", "GPU"),
+        ("EMULATOR_FAIL", "cuEventSynchronize:3:719", "the GPU failed"),
     ] {
         let Some(message) = refused(&[(variable, value)]) else { return };
         println!("{variable}={value}: {message}");

@@ -231,6 +231,38 @@ fn choices_are_kept() {
 }
 
 #[test]
+fn choices_are_kept_in_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = [dir.path().join("run/products.txt"), dir.path().join("cache/products.txt")];
+    let open = |measure| {
+        let options = Options { graph: false, measure, choices: files.to_vec() };
+        Cuda::<bf16>::new(device(), options).unwrap()
+    };
+    let linear = Linear::new(130, 64, 192, true, true);
+    let first = open(true);
+    linear.run(&first);
+    for file in &files {
+        assert_eq!(std::fs::read_to_string(file).unwrap(), first.choices());
+    }
+    // The first file counts, the second where there is no first.
+    assert_eq!(open(false).choices(), first.choices());
+    std::fs::remove_file(&files[0]).unwrap();
+    assert_eq!(open(false).choices(), first.choices());
+    std::fs::write(&files[0], "nonsense").unwrap();
+    let other = open(false);
+    assert_eq!(other.choices(), first.choices());
+    let told = other.remarks(64).concat();
+    assert!(told.contains("run/products.txt: ") && told.contains("damaged"), "{told}");
+    assert!(other.remarks(64).is_empty(), "told twice");
+    // A folder that cannot be made: training goes on, and the user hears of it.
+    let blocked = vec![files[0].join("below a file/products.txt")];
+    let cuda =
+        Cuda::<bf16>::new(device(), Options { graph: false, measure: true, choices: blocked }).unwrap();
+    linear.run(&cuda);
+    assert!(cuda.remarks(64).concat().contains("cannot be written"));
+}
+
+#[test]
 fn choices_decide_the_algorithm() {
     let measured =
         Cuda::<f32>::new(device(), Options { graph: false, measure: true, ..Options::default() }).unwrap();

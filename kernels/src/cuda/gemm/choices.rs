@@ -3,10 +3,12 @@
 //! A line names the machine, a line each a product and its algorithm (which is cuBLASLt's and has no other meaning), and
 //! the last line is a checksum:
 //!
-//!     cuBLASLt algorithms 1
-//!     machine NVIDIA H100 80GB HBM3, compute capability 9.0, …
-//!     linear_forward bf16 rows 16384 inputs 1024 outputs 3072 bias 1 accumulate 0 aligned 256 256 256: 1f 0 3a0 …
-//!     sum 8d0a51f3c2e97b64
+//! ```text
+//! cuBLASLt algorithms 1
+//! machine NVIDIA H100 80GB HBM3, compute capability 9.0, …
+//! linear_forward bf16 rows 16384 inputs 1024 outputs 3072 bias 1 accumulate 0 aligned 256 256 256: 1f 0 3a0 …
+//! sum 8d0a51f3c2e97b64
+//! ```
 
 use super::{Algorithm, Family, Kind, Shape, bucket};
 use crate::{Error, Result};
