@@ -381,8 +381,8 @@ pub struct BenchArgs {
 
 /// Tells what this machine and this build have for training, and what to do about what is missing
 ///
-/// GPUs and their driver, CUDA's libraries, the kernels in this binary, MPI. The exit code is 1 where --device cuda would
-/// be refused and the machine has an NVIDIA GPU.
+/// GPUs and their driver, the libraries of CUDA, the kernels in this binary, MPI. The exit code is 1 where a GPU is there and
+/// cannot be used.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
