@@ -66,7 +66,7 @@ bits() {
   short plain && short again && short graph --set train.graph=true && short recompute --set train.recompute=layer &&
     short resumed || return 1
   # as if it had ended half-way
-  rm -r "$out/bits-resumed/checkpoints/step-$steps" "$out/bits-resumed/model"
+  rm -r "$out/bits-resumed/checkpoints/step-$(printf %08d "$steps")" "$out/bits-resumed/model" || return 1
   short resumed --resume || return 1
   for run in again graph recompute resumed; do
     if cmp "$out/bits-plain/model/model.safetensors" "$out/bits-$run/model/model.safetensors"; then
