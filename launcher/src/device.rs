@@ -39,7 +39,12 @@ pub fn choose(wanted: Wanted) -> anyhow::Result<Chosen> {
             Ok(Chosen { gpu: Some(gpu), why: Some(why) })
         }
         (Ok(gpu), _) => Ok(Chosen { gpu: Some(gpu), why: None }),
-        (Err(error), Wanted::Auto) => Ok(Chosen::cpu(Some(format!("device auto: the CPU, because {error}")))),
+        (Err(error), Wanted::Auto) => {
+            // What to do about it is the doctor's to tell: a machine without a GPU is no fault.
+            let error = error.to_string();
+            let why = error.split("; ").next().unwrap_or_default();
+            Ok(Chosen::cpu(Some(format!("device auto: the CPU, because {why}"))))
+        }
         (Err(error), _) => bail!("{error}; `launcher doctor` tells more"),
     }
 }

@@ -11,7 +11,7 @@ use std::io::Write;
 pub fn run(args: &DoctorArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     let found = probe();
     writeln!(out, "{:<10} {}", "launcher", env!("CARGO_PKG_VERSION"))?;
-    writeln!(out, "{:<10} {}", "CPU", Cpu::<f32>::new().describe())?;
+    writeln!(out, "{:<10} {}", "CPU", Cpu::<f32>::new().describe().trim_start_matches("CPU, "))?;
     tell(out, "driver", driver(&found), found.driver.trouble.as_ref())?;
     for gpu in &found.gpus {
         tell(out, "GPU", describe(gpu), gpu.trouble.as_ref())?;
