@@ -143,20 +143,6 @@ impl<E: Element> Cuda<E> {
         check_len("copy", "src", src.len(), dst.len())?;
         self.device.copy(dst.ptr(), src.ptr(), size_of::<T>() * dst.len())
     }
-
-    /// The algorithms that products use, as text. A run that is given them by [`Self::set_choices`] on the same GPU, driver
-    /// and cuBLASLt computes the same bits, as another algorithm would sum in another order.
-    pub fn choices(&self) -> String {
-        self.products.choices()
-    }
-
-    /// Takes the algorithms of an earlier run's [`Self::choices`]; the number of them.
-    ///
-    /// # Errors
-    /// A text that is damaged, or of another GPU, driver or cuBLASLt: nothing is taken, and the run can go on without.
-    pub fn set_choices(&self, text: &str) -> Result<usize> {
-        self.products.set_choices(text)
-    }
 }
 
 impl<E: Element> Backend for Cuda<E> {

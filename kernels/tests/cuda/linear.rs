@@ -133,13 +133,13 @@ fn products_bf16() {
 
 #[test]
 fn products_by_measurement() {
-    let cuda =
-        Cuda::<bf16>::new(device(), Options { graph: false, measure: true, ..Options::default() }).unwrap();
+    let measured = Choosing::<bf16>::new();
+    let cuda = &measured.cuda;
     for linear in [Linear::new(33, 30, 64, true, true), Linear::new(130, 100, 2, false, false)] {
-        linear.check(&cuda);
-        linear.check(&cuda);
+        linear.check(cuda);
+        linear.check(cuda);
     }
-    assert_eq!(cuda.choices().lines().count(), 3 + 6);
+    assert_eq!(measured.text().lines().count(), 3 + 6);
 }
 
 #[test]
@@ -209,51 +209,81 @@ fn wrong_lengths_are_errors() {
     }
 }
 
+/// A backend that chooses by measuring, and the file that it keeps its choices in.
+struct Choosing<E> {
+    cuda: Cuda<E>,
+    dir: tempfile::TempDir,
+}
+
+impl<E: Element> Choosing<E> {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options { graph: false, measure: true, choices: vec![dir.path().join("products.txt")] };
+        Self { cuda: Cuda::new(device(), options).unwrap(), dir }
+    }
+
+    fn text(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("products.txt")).unwrap()
+    }
+}
+
+/// A backend that finds these choices, and what it says of them.
+fn given<E: Element>(text: &str) -> (Cuda<E>, String) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("products.txt");
+    std::fs::write(&file, text).unwrap();
+    let cuda = Cuda::new(device(), Options { graph: false, measure: false, choices: vec![file] }).unwrap();
+    let said = cuda.remarks(64).concat();
+    (cuda, said)
+}
+
 #[test]
 fn choices_are_kept() {
-    let measured =
-        Cuda::<bf16>::new(device(), Options { graph: false, measure: true, ..Options::default() }).unwrap();
+    let measured = Choosing::<bf16>::new();
     let linear = Linear::new(130, 64, 192, true, true);
-    let first = linear.run(&measured);
-    let text = measured.choices();
-    let again = cuda::<bf16>();
-    assert_eq!(again.set_choices(&text).unwrap(), 3);
+    let first = linear.run(&measured.cuda);
+    let text = measured.text();
+    assert_eq!(text.lines().count(), 3 + 3);
+    let (again, said) = given::<bf16>(&text);
+    assert_eq!(said, "");
     let second = linear.run(&again);
     same_bits("y", &first.y, &second.y);
     same_bits("dx", &first.dx, &second.dx);
     same_bits("gradients", &first.grads, &second.grads);
-    assert_eq!(again.choices(), text);
     // Another number of rows in the same bucket has the same algorithm, and nothing is measured for it.
-    Linear::new(150, 64, 192, true, true).check(&measured);
-    assert_eq!(measured.choices(), text);
-    Linear::new(190, 64, 192, true, true).check(&measured);
-    assert_ne!(measured.choices(), text);
+    Linear::new(150, 64, 192, true, true).check(&measured.cuda);
+    assert_eq!(measured.text(), text);
+    Linear::new(190, 64, 192, true, true).check(&measured.cuda);
+    assert_ne!(measured.text(), text);
 }
 
 #[test]
-fn choices_are_kept_in_files() {
+fn the_first_file_counts_and_all_are_written() {
     let dir = tempfile::tempdir().unwrap();
     let files = [dir.path().join("run/products.txt"), dir.path().join("cache/products.txt")];
-    let open = |measure| {
-        let options = Options { graph: false, measure, choices: files.to_vec() };
+    let open = || {
+        let options = Options { graph: false, measure: true, choices: files.to_vec() };
         Cuda::<bf16>::new(device(), options).unwrap()
     };
+    let texts = || [0, 1].map(|i| std::fs::read_to_string(&files[i]).unwrap());
     let linear = Linear::new(130, 64, 192, true, true);
-    let first = open(true);
-    linear.run(&first);
-    for file in &files {
-        assert_eq!(std::fs::read_to_string(file).unwrap(), first.choices());
-    }
-    // The first file counts, the second where there is no first.
-    assert_eq!(open(false).choices(), first.choices());
+    linear.run(&open());
+    let [text, other] = texts();
+    assert_eq!(text, other);
+    // Where the first is gone or damaged the second is taken: nothing is measured, so nothing is written.
     std::fs::remove_file(&files[0]).unwrap();
-    assert_eq!(open(false).choices(), first.choices());
+    linear.run(&open());
+    assert!(!files[0].exists());
     std::fs::write(&files[0], "nonsense").unwrap();
-    let other = open(false);
-    assert_eq!(other.choices(), first.choices());
-    let told = other.remarks(64).concat();
+    let cuda = open();
+    linear.run(&cuda);
+    let told = cuda.remarks(64).concat();
     assert!(told.contains("run/products.txt: ") && told.contains("damaged"), "{told}");
-    assert!(other.remarks(64).is_empty(), "told twice");
+    assert!(cuda.remarks(64).is_empty(), "told twice");
+    Linear::new(7, 64, 192, true, true).run(&cuda);
+    let [text, other] = texts();
+    assert_eq!(text, other);
+    assert_eq!(text.lines().count(), 3 + 6);
     // A folder that cannot be made: training goes on, and the user hears of it.
     let blocked = vec![files[0].join("below a file/products.txt")];
     let cuda =
@@ -264,19 +294,17 @@ fn choices_are_kept_in_files() {
 
 #[test]
 fn choices_decide_the_algorithm() {
-    let measured =
-        Cuda::<f32>::new(device(), Options { graph: false, measure: true, ..Options::default() }).unwrap();
+    let measured = Choosing::<f32>::new();
     let linear = Linear::new(33, 192, 64, false, false);
-    linear.check(&measured);
+    linear.check(&measured.cuda);
     // Where another algorithm is chosen, another order of sums may show; on the emulator every algorithm has its own.
-    if !is_emulated(&measured) {
+    if !is_emulated(&measured.cuda) {
         return;
     }
     let mut answers = Vec::new();
     for id in 0..8 {
-        let text = with_algorithm(&measured.choices(), id);
-        let cuda = cuda::<f32>();
-        assert_eq!(cuda.set_choices(&text).unwrap(), 3);
+        let (cuda, said) = given::<f32>(&with_algorithm(&measured.text(), id));
+        assert_eq!(said, "");
         let y = linear.run(&cuda).y;
         same_bits("a rerun", &y, &linear.run(&cuda).y);
         answers.push(y);
@@ -286,24 +314,22 @@ fn choices_decide_the_algorithm() {
 }
 
 #[test]
-fn foreign_choices_are_refused() {
-    let cuda = Cuda::<f32>::new(device(), Options::default()).unwrap();
+fn foreign_choices_are_passed_over() {
+    let measured = Choosing::<f32>::new();
     let linear = Linear::new(7, 30, 64, true, false);
-    let before = linear.run(&cuda);
-    let text = cuda.choices();
+    linear.run(&measured.cuda);
+    let text = measured.text();
     for bad in ["", "nonsense", &text[..text.len() / 2], &text.replacen("cuBLASLt ", "cuBLASLt 9", 2)] {
-        let error = cuda.set_choices(bad).unwrap_err().to_string();
-        assert!(error.contains("algorithms"), "{error}");
+        let (cuda, said) = given::<f32>(bad);
+        assert!(said.contains("is damaged; algorithms are chosen anew"), "{said}");
+        linear.check(&cuda);
     }
-    let foreign = sealed(&text.replacen("machine ", "machine another ", 1));
-    let error = cuda.set_choices(&foreign).unwrap_err().to_string();
-    assert!(error.contains("another machine"), "{error}");
+    let (_, said) = given::<f32>(&sealed(&text.replacen("machine ", "machine another ", 1)));
+    assert!(said.contains("another machine"), "{said}");
     // Bytes that are no algorithm of cuBLASLt: it refuses them, and the heuristic's answer is taken.
-    let broken = sealed(&text.lines().map(no_algorithm).collect::<Vec<_>>().join("\n"));
-    assert_eq!(cuda.set_choices(&broken).unwrap(), 3);
+    let (cuda, said) = given::<f32>(&sealed(&text.lines().map(no_algorithm).collect::<Vec<_>>().join("\n")));
+    assert_eq!(said, "");
     linear.check(&cuda);
-    assert_eq!(cuda.set_choices(&text).unwrap(), 3);
-    same_bits("y", &linear.run(&cuda).y, &before.y);
 }
 
 /// A line with an algorithm of zeros.

@@ -77,10 +77,6 @@ impl Choices {
         self.0.insert(choice, algorithm.data);
     }
 
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
     /// The same choices give the same text.
     pub fn to_text(&self, machine: &str) -> String {
         let mut lines: Vec<_> = self
@@ -165,7 +161,7 @@ mod tests {
         let back = Choices::from_text(&text, "this").unwrap();
         assert_eq!(back.0, choices.0);
         assert_eq!(back.to_text("this"), text);
-        assert_eq!(Choices::from_text(&Choices::default().to_text("a"), "a").unwrap().len(), 0);
+        assert_eq!(Choices::from_text(&Choices::default().to_text("a"), "a").unwrap().0.len(), 0);
     }
 
     #[test]

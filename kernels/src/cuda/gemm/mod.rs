@@ -13,7 +13,7 @@
 //!
 //! An algorithm belongs to a [`Choice`]: a product with its number of rows rounded up ([`bucket`]), as packed batches have
 //! another number of rows every time. It is chosen by measurement at the first such product, kept by
-//! [`Products::choices`], and used for other numbers of rows where cuBLASLt says that it fits; where it does not, the first
+//! [`Kept`], and used for other numbers of rows where cuBLASLt says that it fits; where it does not, the first
 //! answer of cuBLASLt's heuristic is. So with the same choices the same products give the same bits.
 
 mod choices;
@@ -202,25 +202,6 @@ impl Products {
                 warm[RUNS / 2]
             })
             .collect())
-    }
-
-    /// All choices made so far, as text that [`Self::set_choices`] takes on the same kind of machine.
-    pub fn choices(&self) -> String {
-        lock(&self.state).choices.to_text(&self.machine())
-    }
-
-    /// Takes the choices of an earlier run; the number of them. Plans are made anew.
-    ///
-    /// # Errors
-    /// A text that is damaged, or of another GPU, driver or library. Nothing is taken then.
-    pub fn set_choices(&self, text: &str) -> Result<usize> {
-        let choices = Choices::from_text(text, &self.machine())?;
-        let len = choices.len();
-        let mut state = lock(&self.state);
-        state.plans.clear();
-        state.warm.clear();
-        state.choices = choices;
-        Ok(len)
     }
 
     /// What did not work in keeping choices, once.
