@@ -172,6 +172,11 @@ impl Control {
         Busy(self.shared.activity.clone())
     }
 
+    /// This process among those of its machine.
+    pub fn local_rank(&self) -> usize {
+        self.shared.place.local_rank
+    }
+
     /// Number of processes on this machine.
     pub fn local_world(&self) -> usize {
         self.shared.place.local_world

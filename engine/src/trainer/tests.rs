@@ -84,8 +84,8 @@ impl Recorder {
         let mut listener = Listener(stop, *stop_after, said);
         let options = Options { resume, stop, mlperf: None };
         let mut group = Group::solo();
-        let (setup, mllog) = setup::prepare(&mut group, Cpu::<f32>::new(), config, &options, &mut listener)?;
-        run::run_pipelined(&mut group, setup, mllog, &options, &mut listener, late)
+        let prepared = setup::prepare(&mut group, Cpu::<f32>::new(), config, &options, &mut listener)?;
+        run::run_pipelined(&mut group, prepared, &options, &mut listener, late)
     }
 }
 

@@ -78,11 +78,11 @@ fn what_goes_in_comes_out() {
         let manifest = write(dir.path(), &sequences, &vocab, nsp, masks, 2000);
         assert!(manifest.train.shards.len() > 3);
         assert!(manifest.train.shards.iter().all(|s| s.bytes < 2000 + 200));
-        let data = Dataset::open(dir.path(), SplitName::Train).unwrap();
+        let data = Dataset::open_verified(dir.path(), SplitName::Train).unwrap();
         assert_eq!(data.manifest(), &manifest);
         assert_eq!(data.len(), sequences.len());
         for (i, want) in sequences.iter().enumerate() {
-            let got = data.get(i);
+            let got = data.get(i).unwrap();
             let masks = got.mask.map_or(Vec::new(), |m| {
                 (0..m.positions.len()).map(|k| (usize::from(m.positions[k]), m.tokens.get(k))).collect()
             });
@@ -130,7 +130,7 @@ impl Sample {
         self.put(SHARD, &self.shard);
         self.put(MANIFEST, &self.manifest_text);
         self.put(file, bytes);
-        Dataset::open(self.dir.path(), SplitName::Train)
+        Dataset::open_verified(self.dir.path(), SplitName::Train)
     }
 
     /// Opens a changed shard whose checksums are made right again, so that only the structure can betray it.
@@ -150,7 +150,7 @@ impl Sample {
         manifest.train.shards[0].bytes = shard.len() as u64;
         self.put(SHARD, &shard);
         self.put(MANIFEST, manifest.seal().unwrap().as_bytes());
-        Dataset::open(self.dir.path(), SplitName::Train)
+        Dataset::open_verified(self.dir.path(), SplitName::Train)
     }
 }
 
