@@ -3,6 +3,7 @@
 
 mod faults;
 mod parity;
+mod predict;
 mod run;
 
 use crate::cli::{Ran, Workplace};

@@ -2,6 +2,7 @@
 
 mod faults;
 mod gpus;
+mod mlperf;
 mod mpirun;
 mod numbers;
 

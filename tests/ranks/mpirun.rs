@@ -5,7 +5,7 @@ use crate::cli::{Ran, Workplace};
 use std::process::{Command, Stdio};
 
 /// Whether there is an mpirun to test with.
-fn is_there() -> bool {
+pub(super) fn is_there() -> bool {
     let found = Command::new("mpirun").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     if found.is_ok_and(|status| status.success()) {
         return true;
@@ -15,7 +15,7 @@ fn is_there() -> bool {
     false
 }
 
-fn mpirun(place: &Workplace, args: &str) -> Ran {
+pub(super) fn mpirun(place: &Workplace, args: &str) -> Ran {
     let mut command = Command::new("mpirun");
     let line = args.replace("LAUNCHER", env!("CARGO_BIN_EXE_launcher"));
     command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]);

@@ -8,6 +8,7 @@ mod setup;
 mod step;
 #[cfg(test)]
 mod tests;
+mod warm_up;
 
 use crate::Result;
 use crate::config::Config;

@@ -3,6 +3,7 @@
 use super::artifacts::{log_settings, start_clock};
 use super::data::Data;
 use super::evaluation::EVAL_BATCH;
+use super::warm_up::warm_up;
 use super::{Observer, Options};
 use crate::checkpoint::{self, TrainState, hf};
 use crate::config::{Config, ModelConfig};
@@ -143,6 +144,7 @@ pub fn prepare<B: Backend<Acc = f32>>(
     let Data { train, eval, verification } = match opened {
         Some(data) => data,
         None => {
+            warm_up(&mut bert, &mut grads, &config, &manifest, group.world())?;
             // The others wait, so that none touches the data before the clock runs.
             group.first(|| mllog.as_mut().map_or(Ok(()), start_clock))?;
             Data::open(group, &config)?
