@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/mlperf");
 
 /// A place with a configuration whose target is reached after a few steps.
-fn place() -> Workplace {
+pub fn place() -> Workplace {
     let place = Workplace::with_corpus();
     let config = TINY
         .replace("steps = 8", "steps = 400\neval_every = 80\ntarget_accuracy = 0.2")
