@@ -16,7 +16,9 @@ fn the_log_is_the_first_ones() {
     let text = std::fs::read_to_string(place.path("runs/mpi/mllog.txt")).unwrap();
     let json = |line: &str| serde_json::from_str(line.strip_prefix(":::MLLOG ").unwrap()).unwrap();
     let log: Vec<Value> = text.lines().map(json).collect();
-    for key in ["init_start", "init_stop", "run_start", "run_stop", "seed", "global_batch_size", "eval_samples"] {
+    for key in
+        ["init_start", "init_stop", "run_start", "run_stop", "seed", "global_batch_size", "eval_samples"]
+    {
         assert_eq!(log.iter().filter(|event| event["key"] == key).count(), 1, "{key}");
     }
     assert_eq!(log.last().unwrap()["metadata"]["status"], "success");

@@ -7,7 +7,6 @@ use crate::config::Config;
 use crate::data::shards::{Dataset, SplitName, Verification};
 use crate::dist::{Control, Group};
 use kernels::Backend;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -28,7 +27,7 @@ pub struct Data {
 impl Data {
     /// Opens both splits. What is more than little is verified from now on, by the processes of this machine together.
     pub fn open<B: Backend>(group: &Group<B>, config: &Config) -> Result<Self> {
-        let open = |split| Dataset::open(Path::new(&config.data.dir), split).map(Arc::new);
+        let open = |split| Dataset::open(&config.data.dir, split).map(Arc::new);
         let (train, eval) = (open(SplitName::Train)?, open(SplitName::Eval)?);
         let mut later = Vec::new();
         if train.bytes() + eval.bytes() <= AT_ONCE {
@@ -47,11 +46,7 @@ impl Data {
 impl<B: Backend<Acc = f32>> Run<'_, B> {
     /// Waits until all processes have verified all data: nothing is left behind as finished before. False if a signal came
     /// first; several processes do not stop in here.
-    pub(super) fn verified(
-        &mut self,
-        options: &Options<'_>,
-        observer: &mut dyn Observer,
-    ) -> Result<bool> {
+    pub(super) fn verified(&mut self, options: &Options<'_>, observer: &mut dyn Observer) -> Result<bool> {
         if self.verified {
             return Ok(true);
         }
@@ -66,7 +61,8 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
             }
             if !said && begun.elapsed() > NOTICED && artifacts.writes() {
                 let (done, all) = setup.verification.progress();
-                observer.message(&format!("waiting for the data's checksums: {done} of {all} shards are right"));
+                observer
+                    .message(&format!("waiting for the data's checksums: {done} of {all} shards are right"));
                 said = true;
             }
             std::thread::sleep(Duration::from_millis(2));

@@ -169,8 +169,7 @@ pub(crate) fn verify(
     vocab: &Vocab,
     options: &PrepareConfig,
 ) -> Result<()> {
-    let found: Vec<_> =
-        open_shards(dir, shards, vocab, options)?.par_iter().map(Shard::verify).collect();
+    let found: Vec<_> = open_shards(dir, shards, vocab, options)?.par_iter().map(Shard::verify).collect();
     found.into_iter().collect()
 }
 

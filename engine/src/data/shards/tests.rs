@@ -265,7 +265,9 @@ fn the_first_damaged_shard_is_found_while_the_data_is_in_use() {
     }
     // of three processes those whose share has them
     let found: Vec<_> = (0..3)
-        .map(|part| wait(&mut Verification::start(vec![open()], (part, 3)).unwrap()).map_err(|e| e.to_string()))
+        .map(|part| {
+            wait(&mut Verification::start(vec![open()], (part, 3)).unwrap()).map_err(|e| e.to_string())
+        })
         .collect();
     for (part, found) in found.iter().enumerate() {
         match [1, shards.len() - 1].into_iter().find(|shard| shard % 3 == part) {
@@ -280,7 +282,10 @@ fn the_first_damaged_shard_is_found_while_the_data_is_in_use() {
 }
 
 fn assert_names_path(message: &str, path: &Path) {
-    assert!(message.contains(&path.display().to_string()) && message.contains("damaged: checksum"), "{message}");
+    assert!(
+        message.contains(&path.display().to_string()) && message.contains("damaged: checksum"),
+        "{message}"
+    );
 }
 
 #[derive(Debug, Clone)]

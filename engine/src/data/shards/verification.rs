@@ -52,8 +52,8 @@ impl Verification {
             Ok(())
         };
         let thread = std::thread::Builder::new().name("verification".into()).spawn(verify);
-        let thread =
-            thread.map_err(|e| Error::Training(format!("cannot start the thread that verifies data: {e}")))?;
+        let thread = thread
+            .map_err(|e| Error::Training(format!("cannot start the thread that verifies data: {e}")))?;
         Ok(Self { thread: Some(thread), progress, shards })
     }
 
@@ -67,7 +67,9 @@ impl Verification {
         };
         match thread.join() {
             Ok(result) => result.map(|()| true),
-            Err(_) => Err(Error::Training("the thread that verifies data ended; see the message above".into())),
+            Err(_) => {
+                Err(Error::Training("the thread that verifies data ended; see the message above".into()))
+            }
         }
     }
 
