@@ -5,6 +5,7 @@ use engine::checkpoint::hf;
 use engine::config::ModelConfig;
 use engine::data::vocab::Vocab;
 use engine::model::Bert;
+use engine::table::TensorTable;
 use kernels::Backend;
 use std::path::{Path, PathBuf};
 

@@ -39,6 +39,9 @@ impl Verification {
         };
         let work: Vec<_> = data.into_iter().flat_map(shards).skip(part.0).step_by(part.1.max(1)).collect();
         let (shards, progress) = (work.len(), Arc::<Progress>::default());
+        if work.is_empty() {
+            return Ok(Self { thread: None, progress, shards });
+        }
         let shared = progress.clone();
         let verify = move || {
             give_way();
