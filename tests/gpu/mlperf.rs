@@ -8,7 +8,8 @@ use std::fs;
 #[test]
 fn warming_up_changes_no_bit() {
     let place = place();
-    let run = "--config mlperf.toml --device cuda --seed 5 --set train.steps=3 --set model.hidden_dropout=0.1";
+    let run =
+        "--config mlperf.toml --device cuda --seed 5 --set train.steps=3 --set model.hidden_dropout=0.1";
     let Some(ran) = emulated(&place, &format!("mlperf {run} --run warm"), &[]) else { return };
     assert!(ran.failed().contains("was not reached"));
     emulated(&place, &format!("{run} --run cold"), &[]).unwrap().done();
