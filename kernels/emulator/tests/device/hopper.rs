@@ -279,7 +279,7 @@ fn what_is_wrong_with_copies_is_told() {
             (8, &["which was overwritten"]),
             (10, &["the result is wrong", "deadlock", "arrivals and lacks"]),
             (11, &["is not aligned to 1024 bytes"]),
-            (12, &["copies to shared memory still run", "leaves the kernel"]),
+            (12, &["copies to shared memory still run", "none has waited for the copies to shared memory"]),
         ],
     );
 }
