@@ -109,8 +109,8 @@ extern "C" __global__ void test_registers(int first, int second) {
 }
 EXPORT(test_registers)
 
-// y [64, 64] = a b^T, both [64, 64 * depth], by a pipeline of two stages: one warpgroup copies tiles, another multiplies. By
-// `what`: 1 a stage is given back before its product was waited for, 2 before it was multiplied.
+// y [64, 64] = a b^T, both [64, 64 * depth], by a pipeline of two stages: one warpgroup copies tiles, another multiplies. If
+// `what` is 1 a stage is given back before its product was waited for.
 extern "C" __global__ void test_pipeline(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, float* y, int depth,
                                          int what) {
     SHARED_ALIGNED(unsigned char, tiles);
@@ -141,7 +141,6 @@ extern "C" __global__ void test_pipeline(const __grid_constant__ TensorMap a, co
         for (int i = 0; i < depth; i++) {
             const unsigned char* stage = tiles + i % 2 * 2 * TILE;
             mbarrier_wait(full[i % 2], i / 2 % 2);
-            if (what == 2 && t == 0) mbarrier_arrive(empty[i % 2]);
             hold(d);
             fence_products();
             for (int k = 0; k < 4; k++)
@@ -153,7 +152,7 @@ extern "C" __global__ void test_pipeline(const __grid_constant__ TensorMap a, co
                 wait_products<2>();
             else
                 wait_products<1>();
-            if (i > 0 && what != 2) {
+            if (i > 0) {
                 sync_named(1, 128);
                 if (t == 0) mbarrier_arrive(empty[(i - 1) % 2]);
             }
