@@ -4,13 +4,22 @@
 use crate::exit;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, OnceLock};
 
 /// The number of the signal that asks training to end; 0 until there is one.
 pub static STOP: AtomicI32 = AtomicI32::new(0);
 
 static TRAINING: AtomicBool = AtomicBool::new(false);
+
+/// See [`before_end`].
+static BEFORE_END: OnceLock<Box<dyn Fn(i32) + Send + Sync>> = OnceLock::new();
+
+/// Has `f` called with the number of the signal that ends this process at once, just before. The first one that is given
+/// stays.
+pub fn before_end(f: impl Fn(i32) + Send + Sync + 'static) {
+    let _ = BEFORE_END.set(Box::new(f));
+}
 
 /// Watches for signals on a thread of its own, and says so if this process `speaks`.
 ///
@@ -23,6 +32,9 @@ pub fn watch(speaks: bool) -> anyhow::Result<()> {
     std::thread::spawn(move || {
         for number in signals.forever() {
             if !TRAINING.load(Ordering::SeqCst) || STOP.swap(number, Ordering::SeqCst) != 0 {
+                if let Some(f) = BEFORE_END.get() {
+                    f(number);
+                }
                 std::process::exit(exit::by_signal(number).into());
             }
             if !speaks {

@@ -1,12 +1,16 @@
 //! Several processes that train one model: how they find each other, what they reduce and when, how one failure ends all.
 
+mod activity;
 mod buckets;
 mod control;
+mod program;
 mod rendezvous;
 mod watched;
 
+pub use activity::{Busy, Limits};
 pub use buckets::Buckets;
-pub use control::{Control, Failure};
+pub use control::{Control, End};
+pub use program::program;
 pub use rendezvous::{Meeting, meet};
 
 use crate::{Error, Result};

@@ -1,6 +1,6 @@
 //! A collective whose waiting can be seen from outside.
 
-use super::control::Activity;
+use super::activity::Activity;
 use kernels::Result;
 use kernels::backend::Backend;
 use kernels::collective::{Collective, Division, Wire};

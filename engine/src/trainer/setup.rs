@@ -74,7 +74,6 @@ pub fn prepare<B: Backend<Acc = f32>>(
     observer: &mut dyn Observer,
 ) -> Result<(Setup<B>, Option<MlLog>)> {
     group.agree(&[
-        ("program", env!("CARGO_PKG_VERSION").to_owned()),
         ("configuration", config.hash()),
         ("precision", format!("{} bits", 8 * size_of::<B::Elem>())),
         ("--resume", options.resume.to_string()),
@@ -87,13 +86,19 @@ pub fn prepare<B: Backend<Acc = f32>>(
     })?;
     let config = Config::from_toml(&text)?;
     let manifest = Manifest::load(&config.data.dir)?;
-    group.agree(&[("prepared data", manifest.data_hash())])?;
+    group.agree(&[
+        ("vocabulary", manifest.vocab_sha256.clone()),
+        ("prepared data", manifest.data_hash()),
+    ])?;
     // MLPerf's clock starts before the data is touched: there, only the manifest and the vocabulary are read here.
     let opened = if options.mlperf.is_none() { Some(open_data(&config)?) } else { None };
 
     if group.is_first() {
         let head_size = config.model.hidden / config.model.heads.max(1);
         backend.remarks(head_size).iter().for_each(|line| observer.message(line));
+        if config.train.graph && !B::HOST && group.world() > 1 {
+            observer.message("train.graph: only a single process queues its steps as graphs; several do not");
+        }
     }
 
     let mut bert = Bert::recomputing(backend, &config.model, config.train.recompute)?;
