@@ -36,6 +36,13 @@ impl<B: Backend> Collective<B> for Watched<B> {
     fn describe(&self) -> String {
         self.inner.describe()
     }
+    fn begin_work(&mut self, backend: &B) -> Result<()> {
+        self.inner.begin_work(backend)
+    }
+    fn work_seconds(&mut self) -> Result<f64> {
+        // Waits for this process's own device: it works.
+        self.inner.work_seconds()
+    }
     fn begin_reduce(
         &mut self,
         backend: &B,
@@ -57,6 +64,18 @@ impl<B: Backend> Collective<B> for Watched<B> {
         masters: &[Range<usize>],
     ) -> Result<()> {
         self.wait(|ranks| ranks.gather_weights(backend, weights, division, masters))
+    }
+    fn gather_to_first(
+        &mut self,
+        backend: &B,
+        own: B::Ref<'_, B::Acc>,
+        parts: &[Range<usize>],
+        whole: &mut [B::Acc],
+    ) -> Result<()> {
+        self.wait(|ranks| ranks.gather_to_first(backend, own, parts, whole))
+    }
+    fn send_from_first(&mut self, backend: &B, data: &mut [B::Acc]) -> Result<()> {
+        self.wait(|ranks| ranks.send_from_first(backend, data))
     }
     fn sum(&mut self, backend: &B, data: B::Mut<'_, f64>) -> Result<()> {
         self.wait(|ranks| ranks.sum(backend, data))

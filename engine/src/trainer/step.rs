@@ -7,7 +7,7 @@ use super::{Observer, StepProgress};
 use crate::config::{ClipOrder, GradientWire, OnNonFinite};
 use crate::data::LoaderState;
 use crate::data::loader::GlobalBatch;
-use crate::dist::Group;
+use crate::dist::{Control, Group};
 use crate::metrics::TrainRecord;
 use crate::model::{Bert, EvalSums, LossScale, SUMS, training_flops};
 use crate::optim::{UpdateOutcome, learning_rate};
@@ -25,7 +25,7 @@ pub(super) struct Window {
     tokens: u64,
     seconds: f64,
     flops: f64,
-    /// Seconds that each process computed before it waited for the others.
+    /// Seconds that each process, or its device, computed before it waited for the others.
     work: Vec<f64>,
 }
 
@@ -48,8 +48,6 @@ pub(super) struct Queued<B: Backend> {
     /// Losses and the update's outcome.
     numbers: B::Pending,
     lr: f64,
-    /// Seconds that this process computed before it waited for the others.
-    worked: f64,
     masked: usize,
     labelled: usize,
     pub sequences: usize,
@@ -75,13 +73,12 @@ impl Step {
 impl<B: Backend<Acc = f32>> Run<'_, B> {
     /// Queues forward, backward and update of one global batch. Waits for nothing, unless several processes meet in it.
     pub(super) fn queue(&mut self, global: &GlobalBatch) -> Result<Queued<B>> {
-        let started = Instant::now();
         let number = self.setup.state.step + u64::from(self.pending.is_some());
         let config = &self.setup.config;
         let key = step_key(config.train.seed, number + 1);
         let lr = learning_rate(&config.schedule, number, config.train.steps);
+        self.group.ranks.begin_work(self.setup.bert.backend())?;
         self.gradients(global, key)?;
-        let worked = started.elapsed().as_secs_f64();
         let Self { group, setup: Setup { bert, optimizer, .. }, grads, .. } = self;
         group.ranks.finish_reduce(bert.backend(), grads.params_mut())?;
         let (backend, weights) = bert.weights_mut();
@@ -91,7 +88,6 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         Ok(Queued {
             numbers: bert.backend().read_later(&[bert.sums_on_device(), norm, nonfinite])?,
             lr,
-            worked,
             masked: global.mlm_total,
             labelled: global.nsp_total,
             sequences: global.sequences,
@@ -155,13 +151,16 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         options: &Options<'_>,
         observer: &mut dyn Observer,
     ) -> Result<()> {
+        // This process's own work first: while it waits for that, it does not wait for others.
+        let worked = self.group.ranks.work_seconds()?;
         let numbers = self.group.wait(|| self.setup.bert.backend().read(queued.numbers))?;
         let (losses, outcome) = numbers.split_at(SUMS);
         let outcome = UpdateOutcome::from_numbers(outcome);
         let mut shared: Vec<f64> = losses.iter().copied().map(f64::from).collect();
         shared.resize(SUMS + self.group.world(), 0.0);
-        shared[SUMS + self.group.ranks.rank()] = queued.worked;
+        shared[SUMS + self.group.ranks.rank()] = worked;
         self.agree_to_stop(options, &mut shared)?;
+        self.group.control.iter().for_each(Control::step_done);
         let sums = EvalSums {
             mlm_count: queued.masked,
             nsp_count: queued.labelled,
