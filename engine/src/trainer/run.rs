@@ -49,8 +49,8 @@ pub fn run<B: Backend<Acc = f32>>(
     options: &Options<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
-    // Where ops are done when they return there is nothing to gain, and several processes wait for each other in each step.
-    let late = !B::HOST && group.world() == 1;
+    // Where ops are done when they return there is nothing to gain.
+    let late = !B::HOST;
     run_pipelined(group, setup, mllog, options, observer, late)
 }
 
