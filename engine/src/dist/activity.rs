@@ -33,6 +33,8 @@ impl Limits {
 #[derive(Debug)]
 pub struct Activity {
     begun: Instant,
+    /// Waits that lie in each other.
+    depth: AtomicU32,
     /// Milliseconds since `begun` plus 1 when the present wait began; 0 if it does not wait.
     waiting: AtomicU64,
     /// When the present work began, likewise.
@@ -47,9 +49,15 @@ pub struct Activity {
 
 impl Activity {
     pub fn new() -> Self {
-        let zero = || AtomicU64::new(0);
-        let (begun, working, steps) = (Instant::now(), AtomicU64::new(1), AtomicBool::new(false));
-        Self { begun, waiting: zero(), working, busy: AtomicU32::new(0), longest: zero(), steps }
+        Self {
+            begun: Instant::now(),
+            depth: AtomicU32::new(0),
+            waiting: AtomicU64::new(0),
+            working: AtomicU64::new(1),
+            busy: AtomicU32::new(0),
+            longest: AtomicU64::new(0),
+            steps: AtomicBool::new(false),
+        }
     }
 
     fn now(&self) -> u64 {
@@ -57,7 +65,10 @@ impl Activity {
     }
 
     /// This process waits for others from now on.
-    pub fn wait_begins(&self) {
+    fn wait_begins(&self) {
+        if self.depth.fetch_add(1, SeqCst) > 0 {
+            return;
+        }
         let now = self.now();
         let work = now.saturating_sub(self.working.swap(0, SeqCst));
         self.longest.fetch_max(work, SeqCst);
@@ -65,7 +76,10 @@ impl Activity {
     }
 
     /// It works again.
-    pub fn wait_ends(&self) {
+    fn wait_ends(&self) {
+        if self.depth.fetch_sub(1, SeqCst) > 1 {
+            return;
+        }
         self.waiting.store(0, SeqCst);
         self.working.store(self.now(), SeqCst);
     }
@@ -86,6 +100,22 @@ impl Activity {
             longest: self.longest.load(SeqCst),
             steps: self.steps.load(SeqCst),
         }
+    }
+}
+
+/// While it exists, this process waits for the others.
+pub struct Waiting(Arc<Activity>);
+
+impl Waiting {
+    pub fn new(activity: Arc<Activity>) -> Self {
+        activity.wait_begins();
+        Self(activity)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.wait_ends();
     }
 }
 
@@ -195,10 +225,13 @@ mod tests {
         assert_eq!(hung(&[waits(100), starts(works(100))], &LIMITS), None);
         let found = hung(&[starts(waits(121)), starts(works(121))], &LIMITS);
         assert_eq!(found, Some(Hung::One { rank: 1, seconds: 121 }));
-        let activity = Activity::new();
+        let activity = Arc::new(Activity::new());
         std::thread::sleep(Duration::from_millis(30));
-        activity.wait_begins();
-        activity.wait_ends();
+        let outer = Waiting::new(activity.clone());
+        drop(Waiting::new(activity.clone()));
+        assert!(activity.beat().waiting > 0 && activity.beat().working == 0);
+        drop(outer);
+        assert!(activity.beat().waiting == 0 && activity.beat().working > 0);
         assert!(activity.beat().longest >= 30);
         activity.step_done();
         assert_eq!(activity.beat().longest, 0);

@@ -7,7 +7,7 @@ mod program;
 mod rendezvous;
 mod watched;
 
-pub use activity::{Busy, Limits};
+pub use activity::{Busy, Limits, Waiting};
 pub use buckets::Buckets;
 pub use control::{Control, End};
 pub use program::program;
@@ -70,11 +70,13 @@ impl<B: Backend> Group<B> {
 
     /// Waits for the device, on which work of this process may wait for the others.
     pub fn wait<R>(&self, f: impl FnOnce() -> R) -> R {
-        let activity = self.control.as_ref().map(Control::activity);
-        activity.iter().for_each(|a| a.wait_begins());
-        let result = f();
-        activity.iter().for_each(|a| a.wait_ends());
-        result
+        let _waiting = self.waits();
+        f()
+    }
+
+    /// Until what is returned goes, this process may wait for the others.
+    pub fn waits(&self) -> Option<Waiting> {
+        self.control.as_ref().map(|control| Waiting::new(control.activity()))
     }
 
     /// Bytes of rank 0, of any number, on all ranks.

@@ -1,6 +1,6 @@
 //! A collective whose waiting can be seen from outside.
 
-use super::activity::Activity;
+use super::activity::{Activity, Waiting};
 use kernels::Result;
 use kernels::backend::Backend;
 use kernels::collective::{Collective, Division, Wire};
@@ -19,10 +19,8 @@ impl<B: Backend> Watched<B> {
     }
 
     fn wait<R>(&mut self, f: impl FnOnce(&mut dyn Collective<B>) -> Result<R>) -> Result<R> {
-        self.activity.wait_begins();
-        let result = f(self.inner.as_mut());
-        self.activity.wait_ends();
-        result
+        let _waiting = Waiting::new(self.activity.clone());
+        f(self.inner.as_mut())
     }
 }
 

@@ -48,6 +48,8 @@ pub(super) struct Queued<B: Backend> {
     /// Losses and the update's outcome.
     numbers: B::Pending,
     lr: f64,
+    /// Seconds of this process's own work, once that is known to be done.
+    pub worked: Option<f64>,
     masked: usize,
     labelled: usize,
     pub sequences: usize,
@@ -88,6 +90,7 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         Ok(Queued {
             numbers: bert.backend().read_later(&[bert.sums_on_device(), norm, nonfinite])?,
             lr,
+            worked: None,
             masked: global.mlm_total,
             labelled: global.nsp_total,
             sequences: global.sequences,
@@ -152,7 +155,7 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         observer: &mut dyn Observer,
     ) -> Result<()> {
         // This process's own work first: while it waits for that, it does not wait for others.
-        let worked = self.group.ranks.work_seconds()?;
+        let worked = queued.worked.map_or_else(|| self.group.ranks.work_seconds(), Ok)?;
         let numbers = self.group.wait(|| self.setup.bert.backend().read(queued.numbers))?;
         let (losses, outcome) = numbers.split_at(SUMS);
         let outcome = UpdateOutcome::from_numbers(outcome);
@@ -286,4 +289,21 @@ fn together<B: Backend>(group: &Group<B>, bert: &Bert<B>, edge: fn(&B) -> kernel
 
 fn is_power_of_ten(n: u64) -> bool {
     n > 0 && 10u64.pow(n.ilog10()) == n
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slowest_rank_is_that_of_the_most_work_in_all_steps_of_a_window() {
+        let mut window = Window::default();
+        assert_eq!(window.slowest(), None);
+        window.add_work(&[1.0, 2.0, 1.0]);
+        window.add_work(&[1.0, 1.0, 3.0]);
+        assert_eq!(window.slowest(), Some((2, 1.0 / 3.0)));
+        let mut alone = Window::default();
+        alone.add_work(&[1.0]);
+        assert_eq!(alone.slowest(), None);
+    }
 }
