@@ -107,7 +107,7 @@ impl Activity {
 pub struct Waiting(Arc<Activity>);
 
 impl Waiting {
-    pub fn new(activity: Arc<Activity>) -> Self {
+    pub(super) fn new(activity: Arc<Activity>) -> Self {
         activity.wait_begins();
         Self(activity)
     }
@@ -123,7 +123,7 @@ impl Drop for Waiting {
 pub struct Busy(Arc<Activity>);
 
 impl Busy {
-    pub fn new(activity: Arc<Activity>) -> Self {
+    pub(super) fn new(activity: Arc<Activity>) -> Self {
         activity.busy.fetch_add(1, SeqCst);
         Self(activity)
     }
