@@ -15,8 +15,9 @@ use kernels::collective::tcp::Tcp;
 use kernels::collective::{Collective, HostCollective, Transport};
 use kernels::cuda::{self, Cuda, Device, Element, Nccl, nccl};
 use std::net::TcpListener;
-use std::sync::Arc;
+use std::os::unix::process::parent_id;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Between two looks after the process that has started this one.
@@ -45,7 +46,7 @@ impl<T: Train> Work for Alone<T> {
 pub fn run(place: &PlaceArgs, config: &Config, train: impl Train) -> anyhow::Result<u8> {
     let get = |name: &str| match name {
         "PID" => Some(std::process::id().to_string()),
-        "PARENT" => Some(std::os::unix::process::parent_id().to_string()),
+        "PARENT" => Some(parent_id().to_string()),
         _ => std::env::var(name).ok(),
     };
     let host = sysinfo::System::host_name().unwrap_or_else(|| "this machine".to_owned());
@@ -123,6 +124,10 @@ fn join(found: &Found, wanted: Wanted, config: &Config) -> anyhow::Result<Option
     if found.starter == Starter::Own {
         spawn::end_with_starter();
     }
+    let met = Arc::new(OnceLock::new());
+    if found.starter.ends_its_own() {
+        end_without_starter(met.clone());
+    }
     let mut mpi = if wanted == Wanted::Cpu { over_mpi(found)? } else { None };
     let Some(meet) = meeting_place(found, mpi.as_deref_mut())? else {
         bail!(
@@ -139,9 +144,7 @@ fn join(found: &Found, wanted: Wanted, config: &Config) -> anyhow::Result<Option
         .context("cannot watch the other processes")?;
     let interrupted = control.clone();
     signals::before_end(move |signal| interrupted.interrupt(signal));
-    if found.starter.ends_its_own() {
-        end_without_starter(control.clone());
-    }
+    let _ = met.set(control.clone());
     let transport = match mpi {
         Some(mpi) => mpi,
         None => Box::new(Tcp::new(place.rank, std::mem::take(&mut meeting.data))?),
@@ -149,14 +152,17 @@ fn join(found: &Found, wanted: Wanted, config: &Config) -> anyhow::Result<Option
     Ok(Some(Joined { transport, control }))
 }
 
-/// Ends the job when what has started this process, and would end it with the others, is gone.
-fn end_without_starter(control: Control) {
-    let parent = std::os::unix::process::parent_id();
+/// Ends this process, or the job once it has `met`, when what has started it, and would end it with the others, is gone.
+fn end_without_starter(met: Arc<OnceLock<Control>>) {
+    let parent = parent_id();
     std::thread::spawn(move || {
-        while std::os::unix::process::parent_id() == parent {
+        while parent_id() == parent {
             std::thread::sleep(ORPHANED);
         }
-        control.fail(&Error::Training(format!("process {parent}, which had started it, is gone")));
+        if let Some(control) = met.get() {
+            control.fail(&Error::Training(format!("process {parent}, which had started it, is gone")));
+        }
+        signal_hook::low_level::exit(exit::FAILED.into());
     });
 }
 
