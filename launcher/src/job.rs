@@ -16,15 +16,11 @@ use kernels::collective::{Collective, HostCollective, Transport};
 use kernels::cuda::{self, Cuda, Device, Element, Nccl, nccl};
 use std::net::TcpListener;
 use std::os::unix::process::parent_id;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Between two looks after the process that has started this one.
 const ORPHANED: Duration = Duration::from_millis(500);
-/// How much later than the first process of a job the last one may get a signal that is for all.
-const SECOND_SIGNAL: Duration = Duration::from_millis(300);
-
 /// What is done in every process of a job.
 pub trait Train {
     /// Trains as one of a group; the answer is the exit code.
@@ -82,11 +78,13 @@ pub fn run(place: &PlaceArgs, config: &Config, train: impl Train) -> anyhow::Res
     }
 }
 
-/// Starts this process's threads, and its watch for signals.
+/// Starts this process's threads, and its watch for signals; that of one of several has begun when they met.
 pub fn start<B: Backend>(group: &Group<B>, config: &Config) -> anyhow::Result<()> {
     let local_world = group.control.as_ref().map_or(1, Control::local_world);
     crate::start_threads(threads(config, local_world))?;
-    signals::watch(group.is_first())?;
+    if group.control.is_none() {
+        signals::watch(true)?;
+    }
     if !group.is_first() {
         // The first process decides; this one hears from it.
         signals::training_started();
@@ -105,10 +103,6 @@ struct Ending;
 
 impl End for Ending {
     fn say(&self, why: &str) {
-        if signals::STOP.load(Ordering::SeqCst) != 0 {
-            // A second signal may be what has ended the other process; it ends this one too, and is no failure.
-            std::thread::sleep(SECOND_SIGNAL);
-        }
         exit::say(&format!("error: {why}"));
     }
 
@@ -144,6 +138,7 @@ fn join(found: &Found, wanted: Wanted, config: &Config) -> anyhow::Result<Option
         .context("cannot watch the other processes")?;
     let interrupted = control.clone();
     signals::before_end(move |signal| interrupted.interrupt(signal));
+    signals::watch(place.rank == 0)?;
     let _ = met.set(control.clone());
     let transport = match mpi {
         Some(mpi) => mpi,

@@ -91,7 +91,7 @@ fn a_process_that_hangs_ends_all() {
     for victim in [1, 0] {
         let run = format!("run{victim}");
         let mut job =
-            Job::start(&place, &run, &format!("{ENDLESS} --processes 2 --set ranks.hang_seconds=4"));
+            Job::start(&place, &run, &format!("{ENDLESS} --processes 2 --set ranks.hang_seconds=6"));
         job.wait_for("step ");
         send("STOP", job.workers()[victim]);
         let begun = Instant::now();
@@ -100,7 +100,7 @@ fn a_process_that_hangs_ends_all() {
         assert!(begun.elapsed() < SOON && code.is_some_and(|code| code != 0), "{code:?}");
         let error = one_error(&said);
         assert!(error.contains(&format!("rank {victim} on ")), "{said}");
-        assert!(error.contains("no sign of life for 2 s"), "{said}");
+        assert!(error.contains("no sign of life for 3 s"), "{said}");
     }
 }
 

@@ -69,7 +69,7 @@ fn a_process_that_hangs_ends_all() {
     }
     let place = place();
     for victim in [2, 0] {
-        let options = format!("{ENDLESS} --set ranks.hang_seconds=4");
+        let options = format!("{ENDLESS} --set ranks.hang_seconds=6");
         let mut job = Job::mpirun(&place, &format!("run{victim}"), &options);
         job.wait_for("step ");
         send("STOP", job.workers()[victim]);

@@ -10,10 +10,12 @@ use std::io::{BufReader, ErrorKind};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long the cause of a failure may take to be known.
 const CAUSE: Duration = Duration::from_secs(5);
+/// What a process that ends without a word leaves the one that speaks: who starts them may end all when one ends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Message {
@@ -52,7 +54,14 @@ struct Shared {
     first_done: Mutex<bool>,
     heard: Condvar,
     limits: Limits,
+    own: Mutex<OwnBeats>,
     end: Box<dyn End>,
+}
+
+/// When this process has last said that it is alive, and when it went on after it had not for long.
+struct OwnBeats {
+    last: Instant,
+    resumed: Option<Instant>,
 }
 
 /// This process's side of the watch.
@@ -89,6 +98,7 @@ impl Control {
             first_done: Mutex::new(false),
             heard: Condvar::new(),
             limits,
+            own: Mutex::new(OwnBeats { last: Instant::now(), resumed: None }),
             end,
         });
         for (rank, reader) in control.into_iter().enumerate() {
@@ -228,22 +238,45 @@ impl Shared {
         }
     }
 
-    /// Something is wrong with another rank. Rank 0 ends the job; without it each ends by itself, and rank 1 speaks.
+    /// Something is wrong with another rank. Rank 0 ends the job; without it each ends by itself, and the first one speaks that
+    /// is on another machine, if there is any: rank 0's may be lost as a whole.
     fn lost(&self, what: &str) {
         if self.is_over() {
             return;
         }
-        if self.place.rank == 0 { self.abort(what) } else { self.fail(what, self.place.rank == 1) }
+        let elsewhere = self.hosts.iter().position(|host| *host != self.hosts[0]);
+        let speaks = [0, elsewhere.unwrap_or(1)].contains(&self.place.rank) && !self.was_stopped();
+        if !speaks {
+            std::thread::sleep(LAST_WORDS);
+        }
+        self.fail(what, speaks);
+    }
+
+    /// Whether this process itself did not run until just now, so that what it misses may be because of that.
+    fn was_stopped(&self) -> bool {
+        let own = lock(&self.own);
+        own.last.elapsed() > self.limits.silence() || own.resumed.is_some_and(|at| at.elapsed() < CAUSE)
+    }
+
+    fn note_beat(&self) {
+        let mut own = lock(&self.own);
+        let now = Instant::now();
+        if now.duration_since(own.last) > self.limits.silence() {
+            own.resumed = Some(now);
+        }
+        own.last = now;
     }
 
     fn keep_beating(&self) {
         while !self.is_over() {
+            self.note_beat();
             let beat = self.activity.beat();
             for rank in 0..self.streams.len() {
                 self.send(rank, &Message::Beat(beat));
             }
             lock(&self.beats)[self.place.rank] = beat;
             if self.place.rank == 0
+                && !self.was_stopped()
                 && let Some(hung) = hung(&lock(&self.beats), &self.limits)
             {
                 self.abort(&self.words(hung));
@@ -278,6 +311,9 @@ impl Shared {
                 }
                 Ok(None) => return self.lost(&format!("{} died: its connection closed", self.name(rank))),
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                    if self.was_stopped() {
+                        continue;
+                    }
                     let seconds = self.limits.silence().as_secs_f64();
                     return self.lost(&format!("{} hangs: no sign of life for {seconds} s", self.name(rank)));
                 }
