@@ -2,8 +2,11 @@
 
 mod faults;
 mod gpus;
+mod job;
 mod mpirun;
+mod mpirun_faults;
 mod numbers;
+mod refusals;
 
 use crate::cli::{Ran, Workplace};
 use std::path::Path;
