@@ -293,6 +293,12 @@ pub struct EvalArgs {
     /// Write the first batch and the losses on it to FILE.safetensors, for comparing with other software [default: none]
     #[arg(long, value_name = "FILE")]
     pub dump_batch: Option<PathBuf>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
+    /// The type of weights and activations [default: bf16 on GPUs, f32 on CPUs]
+    #[arg(long, value_enum)]
+    pub precision: Option<DevicePrecision>,
     /// CPU threads; 0 for all cores
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
@@ -312,6 +318,9 @@ pub struct FillMaskArgs {
     /// Number of tokens shown for each mask
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = parse_positive)]
     pub top: usize,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
 }
 
 /// Compares the engine with golden files of another implementation
@@ -456,7 +465,7 @@ pub enum GeluForm {
     Erf,
 }
 
-/// A value of `--device` of training.
+/// A value of `--device` of training, eval and fill-mask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Device {
     /// The best device that this build and machine have.
@@ -465,6 +474,26 @@ pub enum Device {
     Cpu,
     /// NVIDIA GPUs.
     Cuda,
+}
+
+impl Device {
+    /// As the configuration has it.
+    pub fn wanted(self) -> config::Device {
+        match self {
+            Self::Auto => config::Device::Auto,
+            Self::Cpu => config::Device::Cpu,
+            Self::Cuda => config::Device::Cuda,
+        }
+    }
+}
+
+/// A value of `--precision` of eval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum DevicePrecision {
+    F32,
+    /// GPUs only.
+    Bf16,
 }
 
 /// A value of `--device` of verify.
