@@ -173,15 +173,19 @@ impl<B: Backend<Acc = f32>> Bench<B> {
         [2.0 * product, 5.0 * product]
     }
 
-    /// Queues one step: forward, backward, clipping, the optimizer; gives the norm on its way to the host.
+    /// Queues one step: forward, backward, clipping, the optimizer; gives the norm on its way to the host. Where training makes
+    /// a graph of the ops, so does this.
     fn queue(&mut self) -> Result<B::Pending> {
         let Self { bert, grads, optimizer, batch, scale, step } = self;
         *step += 1;
         bert.clear_sums()?;
         grads.clear(bert.backend())?;
-        bert.forward_backward(grads, batch, *scale, step_key(1, *step))?;
+        bert.bring(grads, batch)?;
+        bert.backend().begin_step()?;
+        bert.train(grads, *scale, step_key(1, *step), &mut |_, _, _| Ok(()))?;
         let (backend, weights) = bert.weights_mut();
         optimizer.update(backend, &mut Solo, weights, grads.params(), LR)?;
+        backend.end_step()?;
         Ok(backend.read_later(&optimizer.outcome_on_device())?)
     }
 
