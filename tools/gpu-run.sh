@@ -210,6 +210,7 @@ part() {
     tests) step op-tests 300 tests ;;
     benches)
       step benches 300 bin/gpu_ops --bench
+      [ -e "$work/benches.txt" ] || return
       ! grep -q '^no GPU:' "$work/benches.txt" || row benches-table FAILED 0 "$(grep '^no GPU:' "$work/benches.txt")"
       sed -n '/^GPU /,$p' "$work/benches.txt" >>"$tables"
       ;;
