@@ -374,10 +374,12 @@ pub struct BenchArgs {
     /// Time to run for, if --steps does not say
     #[arg(long, value_name = "S", default_value_t = 12.0)]
     pub seconds: f64,
-    /// Rows of the square product that is the ceiling [default: 8192 on GPUs, 1536 on CPUs]
+    /// Rows of the square product that is the ceiling; --profile's copy has 16 bytes for each of its elements [default: 8192 on
+    /// GPUs, 1536 on CPUs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub ceiling: Option<u32>,
-    /// Time every kernel too: a table by kernel, from a few steps of their own (GPUs only) [default: off]
+    /// Time every op too, in a few steps of their own: a table whose rows, with bytes, operations and the share of the ceiling,
+    /// add up to the step (GPUs only) [default: off]
     #[arg(long)]
     pub profile: bool,
     /// Print one JSON object instead of the table [default: off]

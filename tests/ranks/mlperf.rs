@@ -1,12 +1,13 @@
 //! A run of MLPerf as mpirun starts it.
 
-use super::mpirun::{is_there, mpirun};
+use super::job::mpirun_is_there;
+use super::mpirun::mpirun;
 use crate::cli::mlperf::place;
 use serde_json::Value;
 
 #[test]
 fn the_log_is_the_first_ones() {
-    if !is_there() {
+    if !mpirun_is_there() {
         return;
     }
     let place = place();

@@ -105,12 +105,14 @@ impl Artifacts {
         let Setup { config, bert, optimizer, state, .. } = setup;
         let weights = setup.weights(group)?;
         let broken = |t: &&Tensor| weights[t.range()].iter().any(|w| !w.is_finite());
-        if let Some(tensor) = bert.table().tensors.iter().find(broken) {
+        if self.writes()
+            && let Some(tensor) = bert.table().tensors.iter().find(broken)
+        {
             // A checkpoint of it would be worthless, and take the place of a good one.
             let what = format!("step {}: {} is not finite after the update", state.step, tensor.name);
             return Err(Error::Training(format!("{what}; {}", last_good(&config.train.run))));
         }
-        let [m, v] = optimizer.moments(bert.backend(), group.ranks.as_mut(), weights.len())?;
+        let [m, v] = optimizer.moments(bert.backend(), group.ranks.as_mut(), bert.table().len)?;
         if !self.writes() {
             return Ok(());
         }

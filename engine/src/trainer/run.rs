@@ -6,7 +6,7 @@ use super::step::{Queued, Window};
 use super::{Ending, Observer, Options, Outcome, RunInfo};
 use crate::Result;
 use crate::config::Config;
-use crate::data::loader::{Loader, LoaderConfig};
+use crate::data::loader::{GlobalBatch, Loader, LoaderConfig};
 use crate::dist::{Buckets, Group};
 use crate::memory::MemoryTable;
 use crate::model::Gradients;
@@ -48,8 +48,8 @@ pub fn run<B: Backend<Acc = f32>>(
     options: &Options<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
-    // Where ops are done when they return there is nothing to gain, and several processes wait for each other in each step.
-    let late = !B::HOST && group.world() == 1;
+    // Where ops are done when they return there is nothing to gain.
+    let late = !B::HOST;
     run_pipelined(group, prepared, options, observer, late)
 }
 
@@ -150,7 +150,8 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
                 self.clock = Instant::now();
             }
             self.setup.verification.is_done()?;
-            let queued = self.queue(&loader.next()?)?;
+            let batch = loader.next()?;
+            let queued = self.queue_after_own_work(&batch)?;
             if let Some(before) = self.pending.replace(queued) {
                 self.account(before, options, observer)?;
             }
@@ -166,6 +167,15 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
             }
         }
         Ok(Ending::Finished)
+    }
+
+    /// Queues a step once this process has done its own work of the one before. What is still to be done of that is done with
+    /// the others: a device with much in its queue lets its host wait for them.
+    fn queue_after_own_work(&mut self, batch: &GlobalBatch) -> Result<Queued<B>> {
+        let Some(before) = &mut self.pending else { return self.queue(batch) };
+        before.worked = Some(self.group.ranks.work_seconds()?);
+        let _waiting = self.group.waits();
+        self.queue(batch)
     }
 
     fn account_pending(&mut self, options: &Options<'_>, observer: &mut dyn Observer) -> Result<()> {

@@ -53,7 +53,8 @@ pub struct Setup<B: Backend> {
 }
 
 impl<B: Backend<Acc = f32>> Setup<B> {
-    /// All master weights, laid out as the table says, each from the process that updates it. All processes call it.
+    /// All master weights, laid out as the table says, each from the process that updates it: on the first process, the others
+    /// get nothing. All call it.
     pub fn weights(&self, group: &mut Group<B>) -> Result<Vec<f32>> {
         let Self { bert, optimizer, .. } = self;
         let ranks = group.ranks.as_mut();
@@ -88,7 +89,6 @@ pub fn prepare<B: Backend<Acc = f32>>(
     observer: &mut dyn Observer,
 ) -> Result<Prepared<B>> {
     group.agree(&[
-        ("program", env!("CARGO_PKG_VERSION").to_owned()),
         ("configuration", config.hash()),
         ("precision", format!("{} bits", 8 * size_of::<B::Elem>())),
         ("--resume", options.resume.to_string()),
@@ -101,13 +101,16 @@ pub fn prepare<B: Backend<Acc = f32>>(
     })?;
     let config = Config::from_toml(&text)?;
     let manifest = Manifest::load(&config.data.dir)?;
-    group.agree(&[("prepared data", manifest.data_hash())])?;
+    group.agree(&[("vocabulary", manifest.vocab_sha256.clone()), ("prepared data", manifest.data_hash())])?;
     // MLPerf's clock starts before the data is touched: there, only the manifest and the vocabulary are read here.
     let opened = if options.mlperf.is_none() { Some(Data::open(group, &config)?) } else { None };
 
     if group.is_first() {
         let head_size = config.model.hidden / config.model.heads.max(1);
         backend.remarks(head_size).iter().for_each(|line| observer.message(line));
+        if config.train.graph && !B::HOST && group.world() > 1 {
+            observer.message("train.graph: only a single process queues its steps as graphs; several do not");
+        }
     }
 
     let mut bert = Bert::recomputing(backend, &config.model, config.train.recompute)?;
@@ -129,12 +132,14 @@ pub fn prepare<B: Backend<Acc = f32>>(
         Ok((state, resumed))
     })?;
     let begin = begin.unwrap_or(Beginning { state: state.clone(), weights: Vec::new(), moments: None });
-    let weights = from_first(group, begin.weights, bert.table().len)?;
+    let weights = from_first(group, bert.backend(), begin.weights, bert.table().len)?;
     bert.load_weights(&weights)?;
     if resumed {
         let [m, v] = begin.moments.unwrap_or_default();
-        let [m, v] = [from_first(group, m, weights.len())?, from_first(group, v, weights.len())?];
-        optimizer.load_moments(bert.backend(), &m, &v, state.updates)?;
+        let backend = bert.backend();
+        let m = from_first(group, backend, m, weights.len())?;
+        let v = from_first(group, backend, v, weights.len())?;
+        optimizer.load_moments(backend, &m, &v, state.updates)?;
     }
     let mut grads = bert.gradients()?;
     let owners = if optimizer.is_sharded() { group.world() } else { 1 };
@@ -173,14 +178,14 @@ fn plan_memory<B: Backend>(
 }
 
 /// Numbers of the first process, on all.
-fn from_first<B: Backend>(group: &mut Group<B>, mut values: Vec<f32>, len: usize) -> Result<Vec<f32>> {
-    if group.world() > 1 {
-        values.resize(len, 0.0);
-        let bytes = len * size_of::<f32>();
-        let mut parts = vec![bytes..bytes; group.world()];
-        parts[0] = 0..bytes;
-        group.ranks.gather_bytes(bytemuck::cast_slice_mut(&mut values), &parts)?;
-    }
+fn from_first<B: Backend<Acc = f32>>(
+    group: &mut Group<B>,
+    backend: &B,
+    mut values: Vec<f32>,
+    len: usize,
+) -> Result<Vec<f32>> {
+    values.resize(len, 0.0);
+    group.ranks.send_from_first(backend, &mut values)?;
     Ok(values)
 }
 
