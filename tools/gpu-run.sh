@@ -177,7 +177,7 @@ step() {
   [ "$most" -lt $((left - 5)) ] || most=$((left - 5))
   printf '\n===== %s, at most %s s: %s\n' "$name" "$most" "$*" >>"$log"
   timeout -k 5 "$most" bash "$self" --step "$@" 2>&1 </dev/null |
-    { head -c $most_output; cat >/dev/null; } | tee -a "$log" >"$work/$name.txt"
+    { stdbuf -o0 head -c $most_output; cat >/dev/null; } | tee -a "$log" >"$work/$name.txt"
   code=${PIPESTATUS[0]}
   case $code in
     0) result=passed ;;

@@ -315,6 +315,10 @@ mod tests {
         let batch = batch(&model, &[40, 9, 1], 76);
         assert_eq!((batch.token_count(), batch.mlm_labels.len()), (50, 6 + 1 + 1));
         let mut bench = Bench::new(Cpu::<f32>::new(), &model, &OptimizerConfig::default(), batch).unwrap();
+        // The first of two layers attends from every token, the last from a few.
+        let ([forward, backward], full) =
+            (bench.attention_flops(), 4.0 * 128.0 * f64::from(40 * 40 + 9 * 9 + 1));
+        assert!(forward > full && forward < 2.0 * full && backward == 2.5 * forward, "{forward}, {full}");
         assert_eq!(bench.time(Some(3), 0.0).unwrap().len(), 3);
         assert!(bench.time(None, 0.05).unwrap().iter().sum::<f64>() < 60.0);
         assert_eq!(settled(&[9.0, 9.0, 9.0, 1.0, 2.0, 3.0]), 2.0);

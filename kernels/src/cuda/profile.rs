@@ -124,11 +124,12 @@ impl Device {
         let (fills, bytes) = BUSY;
         let memory = self.alloc(WHAT, bytes)?;
         let mut brackets = Vec::with_capacity(BRACKETS);
-        let mut done = (0..fills).try_for_each(|_| self.fill(memory, 0, bytes));
-        for _ in 0..BRACKETS {
-            done = done.and_then(|()| Ok(brackets.push(self.bracket(|| Ok(()))?)));
-        }
-        let done = done.and_then(|()| self.synchronize());
+        let done = (0..fills).try_for_each(|_| self.fill(memory, 0, bytes)).and_then(|()| {
+            for _ in 0..BRACKETS {
+                brackets.push(self.bracket(|| Ok(()))?);
+            }
+            self.synchronize()
+        });
         self.free(WHAT, memory, bytes);
         let times = done.and_then(|()| brackets.iter().map(|&events| elapsed(events)).collect::<Result<_>>());
         brackets.into_iter().for_each(|events| self.give_back(events));

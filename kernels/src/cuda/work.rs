@@ -52,7 +52,7 @@ pub(super) fn layernorm_backward<E: Element>(a: &LayerNormBackward<'_, Cuda<E>>)
 }
 
 /// The shape stands in the name: products are as different as their shapes.
-fn product<E>(op: &str, size: LinearSize, moved: usize) -> (String, Work) {
+fn product(op: &str, size: LinearSize, moved: usize) -> (String, Work) {
     let LinearSize { rows, inputs, outputs } = size;
     let name = format!("{op} {rows} x {inputs} -> {outputs}");
     (name, Work { bytes: moved as u64, flops: (2 * rows * inputs * outputs) as u64 })
@@ -62,19 +62,19 @@ pub(super) fn linear_forward<E: Element>(a: &LinearForward<'_, Cuda<E>>) -> (Str
     let LinearSize { rows, inputs, outputs } = a.size;
     let bias = if a.bias.is_some() { outputs } else { 0 };
     let moved = rows * inputs + inputs * outputs + rows * outputs + bias;
-    product::<E>("linear_forward", a.size, elems::<E>(moved))
+    product("linear_forward", a.size, elems::<E>(moved))
 }
 
 pub(super) fn linear_dgrad<E: Element>(a: &LinearDgrad<'_, Cuda<E>>) -> (String, Work) {
     let LinearSize { rows, inputs, outputs } = a.size;
     let dx = if a.accumulate { 2 } else { 1 } * rows * inputs;
-    product::<E>("linear_dgrad", a.size, elems::<E>(dx + inputs * outputs + rows * outputs))
+    product("linear_dgrad", a.size, elems::<E>(dx + inputs * outputs + rows * outputs))
 }
 
 pub(super) fn linear_wgrad<E: Element>(a: &LinearWgrad<'_, Cuda<E>>) -> (String, Work) {
     let LinearSize { rows, inputs, outputs } = a.size;
     let moved = elems::<E>(rows * (inputs + outputs)) + 2 * FLOAT * inputs * outputs;
-    product::<E>("linear_wgrad", a.size, moved)
+    product("linear_wgrad", a.size, moved)
 }
 
 pub(super) fn bias_grad<E: Element>(a: &BiasGrad<'_, Cuda<E>>) -> (String, Work) {
@@ -131,7 +131,7 @@ pub(super) fn tanh_backward<E: Element>(a: &TanhBackward<'_, Cuda<E>>) -> (Strin
     bytes("tanh_backward", elems::<E>(3 * a.y.len()))
 }
 
-/// `reads` and `writes` arrays of floats, each of `n`.
+/// `passes` over `n` floats, each of reading or of writing.
 pub(super) fn floats(op: &str, passes: usize, n: usize) -> (String, Work) {
     bytes(op, FLOAT * passes * n)
 }
