@@ -4,6 +4,10 @@
 //! The offsets of the sequences lie on the device and are not checked. Relied on: they never fall and end at the sizes'
 //! counts, no sequence has more keys or more queries than `max_keys`, and a sequence with queries has keys.
 
+mod any;
+mod sm80;
+mod sm90;
+
 use super::device::Device;
 use super::launch::{Arg, Launch, dropout, kernel};
 use super::{Cuda, Element, Kind};
@@ -251,75 +255,4 @@ struct Backward {
     threads: usize,
     dq_shared: usize,
     dkv_shared: usize,
-}
-
-/// The launches of cu/attention_sm80.cu and cu/attention_sm80_backward.cu: their constants.
-mod sm80 {
-    use super::{Backward, MMA_HEAD};
-
-    pub const THREADS: usize = 128;
-    pub const QUERIES: usize = 128;
-    const KEYS: usize = 64;
-    /// Bytes of a row of a head.
-    const ROW: usize = 2 * MMA_HEAD;
-    /// Two times two tiles of 64 rows, which are streamed.
-    const TILES: usize = 4 * 64 * ROW;
-    pub const FORWARD_SHARED: usize = QUERIES * ROW + TILES;
-    /// `struct QueryTile`.
-    const QUERY_TILE: usize = 4 * 64 * (2 + 4 * 4);
-
-    pub fn backward(drops: bool) -> Backward {
-        let [dq, dkv] = match drops {
-            true => ["attention_sm80_dq_dropout_bf16", "attention_sm80_dkv_dropout_bf16"],
-            false => ["attention_sm80_dq_bf16", "attention_sm80_dkv_bf16"],
-        };
-        Backward {
-            dq,
-            dkv,
-            queries: QUERIES,
-            keys: KEYS,
-            threads: THREADS,
-            dq_shared: 2 * QUERIES * ROW + TILES,
-            dkv_shared: TILES + 2 * QUERY_TILE,
-        }
-    }
-}
-
-/// The launches of cu/attention_any.cu: its constants, and its shared memory in bytes.
-mod any {
-    use super::{Backward, Element, kernel};
-
-    pub const THREADS: usize = 128;
-    pub const ROWS: usize = 32;
-    const KEYS: usize = 64;
-    const QUERIES: usize = 32;
-    const DRAWS: usize = 64;
-
-    fn tile(rows: usize, d: usize) -> usize {
-        4 * rows * (d.next_multiple_of(8) + 4)
-    }
-
-    fn scores(columns: usize) -> usize {
-        4 * ROWS * (columns + 4)
-    }
-
-    pub fn forward_shared(d: usize) -> usize {
-        tile(ROWS, d) + tile(KEYS, d) + scores(KEYS) + ROWS * DRAWS
-    }
-
-    pub fn backward<E: Element>(d: usize) -> Backward {
-        Backward {
-            dq: kernel!(E, "attention_any_dq"),
-            dkv: kernel!(E, "attention_any_dkv"),
-            queries: ROWS,
-            keys: ROWS,
-            threads: THREADS,
-            dq_shared: 2 * tile(ROWS, d) + tile(KEYS, d) + scores(KEYS) + 4 * ROWS + ROWS * DRAWS,
-            dkv_shared: 2 * tile(ROWS, d)
-                + 2 * tile(QUERIES, d)
-                + 2 * scores(QUERIES)
-                + 2 * 4 * QUERIES
-                + QUERIES * DRAWS,
-        }
-    }
 }

@@ -1,0 +1,1 @@
+//! The launches of cu/attention_sm90.cu: their constants.
