@@ -35,7 +35,7 @@ struct SizesArg {
     kv_stride: u32,
     wide: u32,
     scale: f32,
-    unused: u32,
+    sequences: u32,
 }
 // SAFETY: `struct AttentionSizes` of cu/common/attention.cuh
 unsafe impl Arg for SizesArg {}
@@ -156,7 +156,7 @@ impl Sizes {
             kv_stride: parts.kv_stride as u32,
             wide: wide.into(),
             scale: (1.0 / (self.d as f64).sqrt()) as f32,
-            unused: 0,
+            sequences: self.sequences as u32,
         }
     }
 }

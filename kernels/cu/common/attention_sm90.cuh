@@ -1,0 +1,77 @@
+// What the attention kernels for sm_90a share: the ring of tiles between the copy engine and the warpgroups, and dropout as
+// factors.
+//
+// A tile is 64 rows of a head as TMA's 128-byte swizzle leaves them, 8,192 bytes: the layout of common/attention_mma.cuh.
+#pragma once
+#include "common/attention_mma.cuh"
+#include "common/tma.cuh"
+#include "common/wgmma.cuh"
+
+namespace attention {
+
+constexpr int WARPGROUP = 128;
+static_assert(TILE_BYTES == 8192 && ROW_BYTES == 128, "a box of TMA's 128-byte swizzle");
+
+// The same value in all lanes, known to the compiler to be so: descriptors and addresses of it need no vector registers.
+__device__ __forceinline__ unsigned uniform(unsigned x) { return __shfl_sync(ALL_LANES, x, 0); }
+
+// Tiles that a producer fills and consumers read, in the order of their numbers from 0; tile n lies at place n % STAGES.
+template <int STAGES>
+struct Ring {
+    Mbarrier full[STAGES], empty[STAGES];
+
+    static __device__ __forceinline__ unsigned place(unsigned n) { return n % STAGES; }
+    static __device__ __forceinline__ unsigned parity(unsigned n) { return n / STAGES % 2; }
+
+    // By one thread, before the block's first barrier.
+    __device__ __forceinline__ void init(unsigned releases) {
+        for (int i = 0; i < STAGES; i++) mbarrier_init(full[i], 1), mbarrier_init(empty[i], releases);
+    }
+    // The producer: place n is free; the copies into it, `bytes` in all, then name the barrier of this number.
+    __device__ __forceinline__ Mbarrier& fill(unsigned n, unsigned bytes) {
+        wait_empty(n);
+        mbarrier_arrive_expect(full[place(n)], bytes);
+        return full[place(n)];
+    }
+    __device__ __forceinline__ void wait_empty(unsigned n) { mbarrier_wait(empty[place(n)], parity(n) ^ 1); }
+    __device__ __forceinline__ void wait_full(unsigned n) { mbarrier_wait(full[place(n)], parity(n)); }
+    __device__ __forceinline__ void release(unsigned n) { mbarrier_arrive(empty[place(n)]); }
+};
+
+// Weights are multiplied by 0 or by 2^-7, which costs no precision.
+constexpr float KEPT_FACTOR = 1.0f / 128;
+
+// 1023 + threshold, negated, twice as f16; the threshold is at least 1.
+__device__ __forceinline__ unsigned kept_limit(unsigned threshold) { return 0xe400e400u | (threshold - 1) * 0x10001u; }
+
+// For the lower or the upper two bytes of a word of a draw, as two bf16: 2^-7 where the byte is at least the limit's threshold, else 0.
+// 1024 + byte is the f16 that has the byte in its lowest bits. Minus the limit and clipped to [0, 1] it is 1 or 0, and the bits of
+// f16's 1 are those of bf16's 2^-7. This leaves one instruction to the integer units, which Philox keeps busy.
+template <int HALF>
+__device__ __forceinline__ unsigned kept_factors(unsigned word, unsigned limit) {
+#ifdef __CUDACC__
+    unsigned factors;
+    asm("{\n.reg .b32 bytes;\n"
+        "prmt.b32 bytes, %1, 0x64646464, %3;\n"
+        "add.rn.sat.f16x2 %0, bytes, %2;\n}"
+        : "=r"(factors)
+        : "r"(word), "r"(limit), "n"(HALF == 0 ? 0x4140 : 0x4342));
+    return factors;
+#else
+    const unsigned threshold = (limit & 0xffu) + 1, low = word >> (16 * HALF) & 0xffu, high = word >> (16 * HALF + 8) & 0xffu;
+    return (low >= threshold ? 0x3c00u : 0u) | (high >= threshold ? 0x3c000000u : 0u);
+#endif
+}
+
+// Products of two pairs of bf16.
+__device__ __forceinline__ unsigned multiply_bf16(unsigned x, unsigned y) {
+#ifdef __CUDACC__
+    unsigned product;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(x), "r"(y));
+    return product;
+#else
+    return pack_bf16(low_bf16(x) * low_bf16(y), high_bf16(x) * high_bf16(y));
+#endif
+}
+
+}  // namespace attention
