@@ -67,15 +67,11 @@ struct Half {
     unsigned row_key[2];
 };
 
-struct Softmax {
-    float scale_log2, headroom;
-    unsigned limit, head, tile;
-};
-
 // A tile's scores, of which `keys` exist, become weights relative to a reference that is not far below the largest score so far; dropped ones are 0
 // in the second product's operand. Where a reference rises, `out` and `total` follow; `out` is complete.
 template <bool DROPOUT>
-__device__ __forceinline__ void weigh(Half& own, unsigned keys, float scale_log2, const Dropout& dropout, unsigned head, unsigned tile) {
+__device__ __forceinline__ void weigh(Half& own, unsigned keys, float scale_log2, const Dropout& dropout, const RoundKeys& round_keys, unsigned head,
+                                      unsigned tile) {
     if (keys < TILE) {
 #pragma unroll
         for (int i = 0; i < TILE / 2; i++)
@@ -108,7 +104,7 @@ __device__ __forceinline__ void weigh(Half& own, unsigned keys, float scale_log2
     for (int h = 0; h < 2; h++) {
         float sum[2] = {};
         Philox kept = {};
-        if (DROPOUT) kept = attention_draw(dropout, own.row_key[h], head, tile, threadIdx.x % 4);
+        if (DROPOUT) kept = attention_draw(dropout, round_keys, own.row_key[h], head, tile, threadIdx.x % 4);
         const unsigned limit = kept_limit(dropout.threshold);
 #pragma unroll
         for (int i = 0; i < TILE / 8; i++) {
@@ -127,17 +123,15 @@ __device__ __forceinline__ void weigh(Half& own, unsigned keys, float scale_log2
 }
 
 // scores = q k^T
-__device__ __forceinline__ void begin_scores(Half& own, const unsigned char* q, const unsigned char* k) {
-    const unsigned long long a = operand<K_MAJOR>(q), b = operand<K_MAJOR>(k);
+__device__ __forceinline__ void begin_scores(Half& own, unsigned long long q, unsigned long long k) {
 #pragma unroll
-    for (int step = 0; step < HEAD / 16; step++) wgmma<TILE, K_MAJOR, K_MAJOR>(own.scores, advance(a, 32 * step), advance(b, 32 * step), step > 0);
+    for (int step = 0; step < HEAD / 16; step++) wgmma<TILE, K_MAJOR, K_MAJOR>(own.scores, advance(q, 32 * step), advance(k, 32 * step), step > 0);
 }
 
 // out += p v
-__device__ __forceinline__ void begin_out(Half& own, const unsigned char* v) {
-    const unsigned long long b = operand<MN_MAJOR>(v);
+__device__ __forceinline__ void begin_out(Half& own, unsigned long long v) {
 #pragma unroll
-    for (int step = 0; step < TILE / 16; step++) wgmma<HEAD, MN_MAJOR>(own.out, own.p[step], advance(b, 16 * ROW_BYTES * step));
+    for (int step = 0; step < TILE / 16; step++) wgmma<HEAD, MN_MAJOR>(own.out, own.p[step], advance(v, 16 * ROW_BYTES * step));
 }
 
 // Zeros the rows of a tile from `rows` on: they belong to another sequence, or to none.
@@ -173,9 +167,10 @@ __device__ __forceinline__ void touch(Half& own) { hold(own.scores), hold(own.ou
 // A team: its items. The halves take turns: while the products of one run, the other's scores become weights.
 template <bool DROPOUT>
 __device__ __forceinline__ void consume(ForwardTeam& team, unsigned char* q_tiles, unsigned char* tiles, bf16* out, float* lse,
-                                        const AttentionSizes& s, const Dropout& dropout) {
+                                        const AttentionSizes& s, const Dropout& dropout, const RoundKeys& round_keys) {
     const unsigned lane = threadIdx.x % WARP, thread_row = threadIdx.x % WARPGROUP / WARP * 16 + lane / 4;
     const float scale_log2 = s.scale * LOG2_E;
+    const unsigned long long k_tiles = operand<K_MAJOR>(tiles), v_tiles = operand<MN_MAJOR>(tiles);
     unsigned first = 0;  // number of the item's first tile
     for (unsigned i = 0;; i++) {
         const unsigned place = i % Q_STAGES;
@@ -185,10 +180,12 @@ __device__ __forceinline__ void consume(ForwardTeam& team, unsigned char* q_tile
         if (rows == 0) return;
         const unsigned count = (keys + TILE - 1) / TILE, streams = 1 + paired;
         unsigned char* q_tile = q_tiles + place * Q_BYTES;
+        const unsigned long long q_operand = operand<K_MAJOR>(q_tile);
+        // Waits for a tile; where it is.
         const auto wait = [&](unsigned half, unsigned step) {
             const unsigned n = first + step * streams + half * paired;
             team.ring.wait_full(n);
-            return tiles + Ring<STAGES>::place(n) * TILE_BYTES;
+            return Ring<STAGES>::place(n) * TILE_BYTES;
         };
         // The second half is the last to read what they share.
         const auto release = [&](unsigned half, unsigned step) {
@@ -205,55 +202,66 @@ __device__ __forceinline__ void consume(ForwardTeam& team, unsigned char* q_tile
 #pragma unroll
             for (int j = 0; j < HEAD / 2; j++) own[half].out[j] = 0.0f;
         }
-        fence_products();
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            begin_scores(own[half], q_tile + half * TILE_BYTES, wait(half, 0));
+        {
+            unsigned k_tile = wait(0, 0);
+            touch(own[0]);
+            fence_products();
+            begin_scores(own[0], q_operand, advance(k_tiles, k_tile));
+            commit_products();
+            k_tile = wait(1, 0);
+            wait_products<0>();
+            touch(own[0]), touch(own[1]);
+            release(0, 0);
+            fence_products();
+            begin_scores(own[1], advance(q_operand, TILE_BYTES), advance(k_tiles, k_tile));
             commit_products();
         }
+        // A turn waits for the other half's products.
         for (unsigned tile = 0; tile + 1 < count; tile++) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                wait_products<1>();
-                touch(own[half]);
-                if (tile == 0)
-                    release(half, 0);
+                weigh<DROPOUT>(own[half], TILE, scale_log2, dropout, round_keys, head + half * paired, tile);
+                const unsigned k_tile = wait(half, 2 * tile + 1);
+                const unsigned v_tile = wait(half, 2 * tile + 2);
+                wait_products<0>();
+                touch(own[0]), touch(own[1]);
+                if (half == 1)
+                    release(0, 2 * tile + 1), release(0, 2 * tile + 2);
+                else if (tile == 0)
+                    release(1, 0);
                 else
-                    release(half, 2 * tile - 1), release(half, 2 * tile);
-                weigh<DROPOUT>(own[half], TILE, scale_log2, dropout, head + half * paired, tile);
-                const unsigned char* k_tile = wait(half, 2 * tile + 1);
-                const unsigned char* v_tile = wait(half, 2 * tile + 2);
-                touch(own[half]);
+                    release(1, 2 * tile - 1), release(1, 2 * tile);
                 fence_products();
-                begin_scores(own[half], q_tile + half * TILE_BYTES, k_tile);
-                begin_out(own[half], v_tile);
+                begin_scores(own[half], advance(q_operand, half * TILE_BYTES), advance(k_tiles, k_tile));
+                begin_out(own[half], advance(v_tiles, v_tile));
                 commit_products();
             }
         }
+        const unsigned left = keys - (count - 1) * TILE;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            wait_products<1>();
-            touch(own[half]);
-            if (count == 1)
-                release(half, 0);
+            weigh<DROPOUT>(own[half], left, scale_log2, dropout, round_keys, head + half * paired, count - 1);
+            const unsigned v_tile = wait(half, 2 * count - 1);
+            if (left < TILE && half <= paired) clear_rows(tiles + v_tile, left);
+            wait_products<0>();
+            touch(own[0]), touch(own[1]);
+            if (half == 1)
+                release(0, 2 * count - 1);
+            else if (count == 1)
+                release(1, 0);
             else
-                release(half, 2 * count - 3), release(half, 2 * count - 2);
-            weigh<DROPOUT>(own[half], keys - (count - 1) * TILE, scale_log2, dropout, head + half * paired, count - 1);
-            unsigned char* v_tile = wait(half, 2 * count - 1);
-            if (keys % TILE != 0 && half <= paired) clear_rows(v_tile, keys % TILE);
-            touch(own[half]);
+                release(1, 2 * count - 3), release(1, 2 * count - 2);
             fence_products();
-            begin_out(own[half], v_tile);
+            begin_out(own[half], advance(v_tiles, v_tile));
             commit_products();
         }
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            if (half == 0)
-                wait_products<1>();
-            else
+            if (half == 1) {
                 wait_products<0>();
-            touch(own[half]);
-            release(half, 2 * count - 1);
+                touch(own[1]);
+                release(1, 2 * count - 1);
+            }
             const unsigned row = paired ? 0 : half * TILE, hidden = s.heads * HEAD;
             const size_t query = item.row + row, of_head = head + half * paired;
             finish(own[half], out + query * hidden + of_head * HEAD, hidden, lse + of_head * s.queries + query, q_tile + half * TILE_BYTES,
@@ -267,7 +275,7 @@ __device__ __forceinline__ void consume(ForwardTeam& team, unsigned char* q_tile
 
 template <bool DROPOUT>
 __device__ __forceinline__ void forward_sm90(bf16* out, float* lse, const TensorMap& q_map, const TensorMap& kv_map, const AttentionSizes& s,
-                                        const Dropout& dropout) {
+                                             const Dropout& dropout, const RoundKeys& round_keys) {
     SHARED_ALIGNED(unsigned char, tiles);
     SHARED(ForwardTeam, teams, [TEAMS]);
     if (threadIdx.x == 0) {
@@ -277,15 +285,15 @@ __device__ __forceinline__ void forward_sm90(bf16* out, float* lse, const Tensor
     __syncthreads();
     const unsigned group = uniform(threadIdx.x / WARPGROUP), warp = uniform(threadIdx.x % WARPGROUP / WARP);
     if (group == TEAMS) {
-        give_registers<40>();
+        give_registers<72>();
         if (warp < TEAMS) {
             unsigned char* own = tiles + warp * TEAM_BYTES;
             produce<DROPOUT>(teams[warp], TEAMS * blockIdx.x + warp, own, own + Q_STAGES * Q_BYTES, q_map, kv_map, s, dropout);
         }
     } else {
-        take_registers<232>();
+        take_registers<216>();
         unsigned char* own = tiles + group * TEAM_BYTES;
-        consume<DROPOUT>(teams[group], own, own + Q_STAGES * Q_BYTES, out, lse, s, dropout);
+        consume<DROPOUT>(teams[group], own, own + Q_STAGES * Q_BYTES, out, lse, s, dropout, round_keys);
     }
 }
 
@@ -293,14 +301,14 @@ __device__ __forceinline__ void forward_sm90(bf16* out, float* lse, const Tensor
 
 extern "C" __global__ void __launch_bounds__(attention::BLOCK_THREADS, 1)
     attention_sm90_forward_bf16(bf16* out, float* lse, const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap kv_map,
-                                AttentionSizes s, Dropout dropout) {
-    attention::forward_sm90<false>(out, lse, q_map, kv_map, s, dropout);
+                                AttentionSizes s, Dropout dropout, RoundKeys round_keys) {
+    attention::forward_sm90<false>(out, lse, q_map, kv_map, s, dropout, round_keys);
 }
 EXPORT(attention_sm90_forward_bf16)
 
 extern "C" __global__ void __launch_bounds__(attention::BLOCK_THREADS, 1)
     attention_sm90_forward_dropout_bf16(bf16* out, float* lse, const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap kv_map,
-                                        AttentionSizes s, Dropout dropout) {
-    attention::forward_sm90<true>(out, lse, q_map, kv_map, s, dropout);
+                                        AttentionSizes s, Dropout dropout, RoundKeys round_keys) {
+    attention::forward_sm90<true>(out, lse, q_map, kv_map, s, dropout, round_keys);
 }
 EXPORT(attention_sm90_forward_dropout_bf16)

@@ -7,6 +7,11 @@
 #include "common/tma.cuh"
 #include "common/wgmma.cuh"
 
+// Philox's keys of its ten rounds, made by the host: as parameters of the kernel they are operands of its instructions.
+struct RoundKeys {
+    unsigned low[10], high[10];
+};
+
 namespace attention {
 
 constexpr int WARPGROUP = 128;
@@ -37,6 +42,19 @@ struct Ring {
     __device__ __forceinline__ void wait_full(unsigned n) { mbarrier_wait(full[place(n)], parity(n)); }
     __device__ __forceinline__ void release(unsigned n) { mbarrier_arrive(empty[place(n)]); }
 };
+
+// As attention_draw() of common/philox.cuh.
+__device__ __forceinline__ Philox attention_draw(const Dropout& d, const RoundKeys& keys, unsigned row_key, unsigned head, unsigned block,
+                                                 unsigned quad) {
+    unsigned c0 = head << 16 | (block * 4 + quad), c1 = row_key, c2 = d.site, c3 = 0;
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        const unsigned long long even = 0xD2511F53ull * c0, odd = 0xCD9E8D57ull * c2;
+        c0 = static_cast<unsigned>(odd >> 32) ^ c1 ^ keys.low[round], c1 = static_cast<unsigned>(odd);
+        c2 = static_cast<unsigned>(even >> 32) ^ c3 ^ keys.high[round], c3 = static_cast<unsigned>(even);
+    }
+    return {{c0, c1, c2, c3}};
+}
 
 // Weights are multiplied by 0 or by 2^-7, which costs no precision.
 constexpr float KEPT_FACTOR = 1.0f / 128;
