@@ -70,8 +70,8 @@ struct Half {
 // A tile's scores, of which `keys` exist, become weights relative to a reference that is not far below the largest score so far; dropped ones are 0
 // in the second product's operand. Where a reference rises, `out` and `total` follow; `out` is complete.
 template <bool DROPOUT>
-__device__ __forceinline__ void weigh(Half& own, unsigned keys, float scale_log2, const Dropout& dropout, const RoundKeys& round_keys, unsigned head,
-                                      unsigned tile) {
+__device__ __forceinline__ void weigh(Half& own, unsigned keys, float scale_log2, const Dropout& dropout, const RoundKeys& round_keys,
+                                      const KeptBounds& bounds, unsigned head, unsigned tile) {
     if (keys < TILE) {
 #pragma unroll
         for (int i = 0; i < TILE / 2; i++)
@@ -102,19 +102,18 @@ __device__ __forceinline__ void weigh(Half& own, unsigned keys, float scale_log2
     }
 #pragma unroll
     for (int h = 0; h < 2; h++) {
-        float sum[2] = {};
+        float sum[2];
         Philox kept = {};
         if (DROPOUT) kept = attention_draw(dropout, round_keys, own.row_key[h], head, tile, threadIdx.x % 4);
-        const unsigned limit = kept_limit(dropout.threshold);
 #pragma unroll
         for (int i = 0; i < TILE / 8; i++) {
             const float low = fast_exp2(fmaf(own.scores[4 * i + 2 * h], scale_log2, -own.reference[h]));
             const float high = fast_exp2(fmaf(own.scores[4 * i + 2 * h + 1], scale_log2, -own.reference[h]));
-            sum[0] += low, sum[1] += high;
+            sum[0] = i == 0 ? low : sum[0] + low, sum[1] = i == 0 ? high : sum[1] + high;
             unsigned word = pack_bf16(low, high);
             if (DROPOUT) {
                 const unsigned bytes = kept.at[i / 2];
-                word = multiply_bf16(word, i % 2 == 0 ? kept_factors<0>(bytes, limit) : kept_factors<1>(bytes, limit));
+                word = multiply_bf16(word, i % 2 == 0 ? kept_factors<0>(bytes, bounds) : kept_factors<1>(bytes, bounds));
             }
             own.p[i / 2].at[i % 2 * 2 + h] = word;
         }
@@ -170,6 +169,7 @@ __device__ __forceinline__ void consume(ForwardTeam& team, unsigned char* q_tile
                                         const AttentionSizes& s, const Dropout& dropout, const RoundKeys& round_keys) {
     const unsigned lane = threadIdx.x % WARP, thread_row = threadIdx.x % WARPGROUP / WARP * 16 + lane / 4;
     const float scale_log2 = s.scale * LOG2_E;
+    const KeptBounds bounds(dropout.threshold);
     const unsigned long long k_tiles = operand<K_MAJOR>(tiles), v_tiles = operand<MN_MAJOR>(tiles);
     unsigned first = 0;  // number of the item's first tile
     for (unsigned i = 0;; i++) {
@@ -190,6 +190,11 @@ __device__ __forceinline__ void consume(ForwardTeam& team, unsigned char* q_tile
         // The second half is the last to read what they share.
         const auto release = [&](unsigned half, unsigned step) {
             if (lane == 0 && half + paired > 0) team.ring.release(first + step * streams + half * paired);
+        };
+        // What the second half's last products before its turn with this tile have read.
+        const auto release_before = [&](unsigned tile) {
+            if (tile > 0) release(1, 2 * tile - 1);
+            release(1, 2 * tile);
         };
         Half own[2];
 #pragma unroll
@@ -220,17 +225,15 @@ __device__ __forceinline__ void consume(ForwardTeam& team, unsigned char* q_tile
         for (unsigned tile = 0; tile + 1 < count; tile++) {
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                weigh<DROPOUT>(own[half], TILE, scale_log2, dropout, round_keys, head + half * paired, tile);
+                weigh<DROPOUT>(own[half], TILE, scale_log2, dropout, round_keys, bounds, head + half * paired, tile);
                 const unsigned k_tile = wait(half, 2 * tile + 1);
                 const unsigned v_tile = wait(half, 2 * tile + 2);
                 wait_products<0>();
                 touch(own[0]), touch(own[1]);
                 if (half == 1)
                     release(0, 2 * tile + 1), release(0, 2 * tile + 2);
-                else if (tile == 0)
-                    release(1, 0);
                 else
-                    release(1, 2 * tile - 1), release(1, 2 * tile);
+                    release_before(tile);
                 fence_products();
                 begin_scores(own[half], advance(q_operand, half * TILE_BYTES), advance(k_tiles, k_tile));
                 begin_out(own[half], advance(v_tiles, v_tile));
@@ -240,17 +243,15 @@ __device__ __forceinline__ void consume(ForwardTeam& team, unsigned char* q_tile
         const unsigned left = keys - (count - 1) * TILE;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            weigh<DROPOUT>(own[half], left, scale_log2, dropout, round_keys, head + half * paired, count - 1);
+            weigh<DROPOUT>(own[half], left, scale_log2, dropout, round_keys, bounds, head + half * paired, count - 1);
             const unsigned v_tile = wait(half, 2 * count - 1);
             if (left < TILE && half <= paired) clear_rows(tiles + v_tile, left);
             wait_products<0>();
             touch(own[0]), touch(own[1]);
             if (half == 1)
                 release(0, 2 * count - 1);
-            else if (count == 1)
-                release(1, 0);
             else
-                release(1, 2 * count - 3), release(1, 2 * count - 2);
+                release_before(count - 1);
             fence_products();
             begin_out(own[half], advance(v_tiles, v_tile));
             commit_products();
