@@ -186,6 +186,7 @@ __device__ __forceinline__ void begin_out(Half& own, unsigned long long v) {
 
 // Until all products are complete, which all registers of both halves then show.
 __device__ __forceinline__ void end_products(Half (&own)[2]) {
+    wait_products<0>();
 #pragma unroll
     for (int half = 0; half < 2; half++) hold(own[half].scores), hold(own[half].out);
 }
