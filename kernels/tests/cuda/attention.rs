@@ -107,8 +107,8 @@ impl Attention {
         let mut out = cast::<T>(&vec![f64::NAN; self.queries() * self.hidden()]);
         let mut lse = cast::<T>(&vec![f64::NAN; self.queries() * self.heads]);
         let args = AttentionForward {
-            out: &mut out,
-            lse: &mut lse,
+            out: &mut out[..],
+            lse: &mut lse[..],
             qkv: host_qkv(&qkv),
             size: self.size(&cu_q[..], &cu_k[..]),
             dropout: cpu_dropout(self.p, &row_keys),
