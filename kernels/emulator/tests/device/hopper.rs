@@ -277,6 +277,29 @@ fn results_that_were_not_waited_for_are_poison() {
     }
 }
 
+/// A product by a pipeline of copies and products: what the kernel gives and what is right.
+fn pipeline(depth: usize, what: i32) -> (Vec<f32>, Vec<f64>) {
+    let (stream, k) = (Stream::new(), 64 * depth);
+    let (a, b) = (noise(64 * k, 6), noise(64 * k, 7));
+    let (da, db, y) = (Buffer::from(&a), Buffer::from(&b), Buffer::<f32>::fresh(64 * 64));
+    let map = |at| arg(Matrix::new(at, 64, k, k * 2, 64).encode().unwrap());
+    let args = [map(da.at), map(db.at), arg(y.at), arg(depth as i32), arg(what)];
+    run(&stream, "test_pipeline", 256, 4 * 64 * 128, &args);
+    let exact = |i: usize, j: usize| (0..k).map(|l| a[i * k + l].to_f64() * b[j * k + l].to_f64()).sum();
+    (y.read(), (0..64 * 64).map(|at| exact(at / 64, at % 64)).collect())
+}
+
+#[test]
+fn a_stage_that_is_given_back_too_early_shows() {
+    let right = |depth, what| {
+        let (got, exact) = pipeline(depth, what);
+        got.iter().zip(&exact).all(|(&got, &exact)| (f64::from(got) - exact).abs() < 1e-4)
+    };
+    assert!((0..24).all(|round| right(1 + round % 9, 0)));
+    let wrong = (0..24).filter(|_| !right(9, 1)).count();
+    assert!(wrong >= 6, "the fault shows in {wrong} of 24 runs");
+}
+
 const NO_WAIT: i32 = 1;
 const PARTIAL: i32 = 9;
 
