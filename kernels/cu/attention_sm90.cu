@@ -205,16 +205,22 @@ __device__ __forceinline__ void clear_rows(unsigned char* tile, unsigned rows) {
     sync_named(1 + threadIdx.x / WARPGROUP, WARPGROUP);
 }
 
-// An item's tiles, as the team reads them.
-struct Tiles {
+// An item as its team works on it. Of its tiles number 0 is the first one's keys; see load_tiles().
+struct Work {
     Ring<STAGES>& ring;
+    unsigned row, rows, keys, head;
     unsigned first, paired;  // the item's first tile; 1: the halves have tiles of their own
+    unsigned char* q_tile;
 
+    __device__ __forceinline__ unsigned steps() const { return 2 * ((keys + TILE - 1) / TILE); }
+    __device__ __forceinline__ unsigned after() const { return first + steps() * (1 + paired); }
     __device__ __forceinline__ unsigned number(unsigned half, unsigned step) const { return first + step * (1 + paired) + half * paired; }
-    // Waits for a tile; where it is, in bytes.
+    // Where a tile is, in bytes.
+    __device__ __forceinline__ unsigned place(unsigned half, unsigned step) const { return ring.place(number(half, step)) * TILE_BYTES; }
+    // Waits for it.
     __device__ __forceinline__ unsigned wait(unsigned half, unsigned step) const {
         ring.wait_full(number(half, step));
-        return ring.place(number(half, step)) * TILE_BYTES;
+        return place(half, step);
     }
     // A half has read its tile; of shared tiles the second half is the last reader.
     __device__ __forceinline__ void release(unsigned half, unsigned step) const {
@@ -227,29 +233,36 @@ struct Tiles {
     }
 };
 
-// All of an item's keys and values. One long function: the compiler is to see both halves of a turn at once, and keeps products
-// asynchronous only where it sees all of their registers. Before a half's products begin the other's are waited for.
+// Item i, whose queries and first keys have come.
+__device__ __forceinline__ Work take(ForwardTeam& team, unsigned char* q_tiles, unsigned i, unsigned first) {
+    const unsigned place = i % Q_STAGES;
+    team.queries.wait_full(i);
+    const Item& item = team.items[place];
+    const Work work{team.ring,          uniform(item.row), uniform(item.rows),   uniform(item.keys),
+                    uniform(item.head), first,             uniform(item.paired), q_tiles + place * Q_BYTES};
+    if (work.rows != 0) work.wait(0, 0), work.wait(1, 0);
+    return work;
+}
+
+// A half's scores of an item's first tile; of tiles left from earlier ones, which nobody will look at, if there is no item.
+__device__ __forceinline__ void begin_item(Half& own, unsigned half, const Work& work, unsigned long long k) {
+    begin_scores(own, advance(operand<K_MAJOR>(work.q_tile), half * TILE_BYTES), advance(k, work.place(half, 0)));
+}
+
+// All of an item's keys and values but for the second half's last values. One long function: the compiler is to see both halves of a
+// turn at once, and keeps products asynchronous only where it sees all of their registers. Before a half's products begin the
+// other's are waited for.
 template <bool DROPOUT>
-__device__ __forceinline__ void attend(Half (&own)[2], const Weights& weights, const Tiles& of, unsigned char* tiles,
-                                       unsigned long long q, unsigned keys, unsigned head) {
-    const unsigned long long k = operand<K_MAJOR>(tiles), v = operand<MN_MAJOR>(tiles);
-    const unsigned last = (keys + TILE - 1) / TILE - 1, left = keys - last * TILE;
-#pragma unroll
-    for (unsigned half = 0; half < 2; half++) {
-        const unsigned k_tile = of.wait(half, 0);
-        end_products(own);
-        if (half == 1) of.release_before(0, 0);
-        fence_products();
-        begin_scores(own[half], advance(q, half * TILE_BYTES), advance(k, k_tile));
-        commit_products();
-    }
+__device__ __forceinline__ void attend(Half (&own)[2], const Weights& weights, const Work& work, unsigned char* tiles) {
+    const unsigned long long q = operand<K_MAJOR>(work.q_tile), k = operand<K_MAJOR>(tiles), v = operand<MN_MAJOR>(tiles);
+    const unsigned last = work.steps() / 2 - 1, left = work.keys - last * TILE;
     for (unsigned tile = 0; tile < last; tile++) {
 #pragma unroll
         for (unsigned half = 0; half < 2; half++) {
-            weights.weigh<DROPOUT>(own[half], TILE, head + half * of.paired, tile);
-            const unsigned k_tile = of.wait(half, 2 * tile + 1), v_tile = of.wait(half, 2 * tile + 2);
+            weights.weigh<DROPOUT>(own[half], TILE, work.head + half * work.paired, tile);
+            const unsigned k_tile = work.wait(half, 2 * tile + 1), v_tile = work.wait(half, 2 * tile + 2);
             end_products(own);
-            of.release_before(1 - half, tile + half);
+            work.release_before(1 - half, tile + half);
             fence_products();
             begin_scores(own[half], advance(q, half * TILE_BYTES), advance(k, k_tile));
             begin_out(own[half], advance(v, v_tile));
@@ -258,14 +271,12 @@ __device__ __forceinline__ void attend(Half (&own)[2], const Weights& weights, c
     }
 #pragma unroll
     for (unsigned half = 0; half < 2; half++) {
-        weights.weigh<DROPOUT>(own[half], left, head + half * of.paired, last);
-        const unsigned v_tile = of.wait(half, 2 * last + 1);
-        if (left < TILE && half <= of.paired) clear_rows(tiles + v_tile, left);
+        weights.weigh<DROPOUT>(own[half], left, work.head + half * work.paired, last);
+        const unsigned v_tile = work.wait(half, 2 * last + 1);
+        if (left < TILE && half <= work.paired) clear_rows(tiles + v_tile, left);
+        if (half == 1) return;
         end_products(own);
-        if (half == 0)
-            of.release_before(1, last);
-        else
-            of.release(0, 2 * last + 1);
+        work.release_before(1, last);
         fence_products();
         begin_out(own[half], advance(v, v_tile));
         commit_products();
@@ -292,49 +303,64 @@ __device__ __forceinline__ void finish(Half& own, bf16* out, size_t stride, floa
     fence_async();
 }
 
-// A team: its items.
+// A team: its items. The first scores of the next one are begun together with the last products of this one.
 template <bool DROPOUT>
 __device__ __forceinline__ void consume(ForwardTeam& team, unsigned char* q_tiles, bf16* out, float* lse, const AttentionSizes& s,
                                         const Dropout& dropout, const RoundKeys& round_keys) {
     const unsigned thread_row = threadIdx.x % WARPGROUP / WARP * 16 + threadIdx.x % WARP / 4, hidden = s.heads * HEAD;
     const float dropout_scale = DROPOUT ? dropout.scale / KEPT_FACTOR : 1.0f;
     const Weights weights(dropout, round_keys, s.scale);
-    unsigned first = 0;  // number of the item's first tile
-    for (unsigned i = 0;; i++) {
-        const unsigned place = i % Q_STAGES;
-        team.queries.wait_full(i);
-        const Item& item = team.items[place];
-        const unsigned rows = uniform(item.rows), keys = uniform(item.keys), head = uniform(item.head), paired = uniform(item.paired);
-        if (rows == 0) return;
-        unsigned char* q_tile = q_tiles + place * Q_BYTES;
-        Half own[2];
+    unsigned char* tiles = q_tiles + Q_STAGES * Q_BYTES;
+    const unsigned long long k = operand<K_MAJOR>(tiles), v = operand<MN_MAJOR>(tiles);
+    unsigned i = 0;
+    Half own[2];
+    const auto store = [&](const Work& work, unsigned half) {
+        const unsigned row = work.paired ? 0 : half * TILE;
+        const size_t query = work.row + row, head = work.head + half * work.paired;
+        finish(own[half], out + query * hidden + head * HEAD, hidden, lse + head * s.queries + query, work.q_tile + half * TILE_BYTES,
+               static_cast<int>(work.rows - row), dropout_scale);
+    };
+    Work work = take(team, q_tiles, i, 0);
+    if (work.rows == 0) return;
+    hold(own[0].scores);
+    fence_products();
+    begin_item(own[0], 0, work, k);
+    commit_products();
+    end_products(own);
+    for (;;) {
+        work.release(0, 0);
+        fence_products();
+        begin_item(own[1], 1, work, k);
+        commit_products();
 #pragma unroll
         for (unsigned half = 0; half < 2; half++) {
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                if (DROPOUT) own[half].row_key[h] = team.row_keys[place][(paired ? 0 : half * TILE) + thread_row + 8 * h];
+                if (DROPOUT) own[half].row_key[h] = team.row_keys[i % Q_STAGES][(work.paired ? 0 : half * TILE) + thread_row + 8 * h];
                 own[half].reference[h] = -INFINITY, own[half].total[h] = 0.0f;
             }
 #pragma unroll
             for (int j = 0; j < HEAD / 2; j++) own[half].out[j] = 0.0f;
         }
-        const Tiles of{team.ring, first, paired};
-        attend<DROPOUT>(own, weights, of, q_tiles + Q_STAGES * Q_BYTES, operand<K_MAJOR>(q_tile), keys, head);
-        const unsigned steps = 2 * ((keys + TILE - 1) / TILE);
-#pragma unroll
-        for (unsigned half = 0; half < 2; half++) {
-            if (half == 1) {
-                end_products(own);
-                of.release(1, steps - 1);
-            }
-            const unsigned row = paired ? 0 : half * TILE;
-            const size_t query = item.row + row, own_head = head + half * paired;
-            finish(own[half], out + query * hidden + own_head * HEAD, hidden, lse + own_head * s.queries + query,
-                   q_tile + half * TILE_BYTES, static_cast<int>(rows - row), dropout_scale);
-        }
+        attend<DROPOUT>(own, weights, work, tiles);
+        const unsigned last = work.steps() - 1;
+        const Work next = take(team, q_tiles, i + 1, work.after());
+        end_products(own);
+        work.release(0, last);
+        fence_products();
+        begin_out(own[1], advance(v, work.place(1, last)));
+        begin_item(own[0], 0, next, k);
+        commit_products();
+        store(work, 0);
+        end_products(own);
+        work.release(1, last);
+        store(work, 1);
         __syncwarp();
         if (lane_id() == 0) team.queries.release(i);
-        first += steps * (1 + paired);
+        if (next.rows == 0) return;
+        work.row = next.row, work.rows = next.rows, work.keys = next.keys, work.head = next.head;
+        work.first = next.first, work.paired = next.paired, work.q_tile = next.q_tile;
+        i++;
     }
 }
 
