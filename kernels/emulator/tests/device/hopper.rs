@@ -154,6 +154,26 @@ fn maps_that_the_copy_engine_does_not_have_are_refused() {
     }
 }
 
+#[test]
+#[ignore = "run by `boxes_that_leave_their_buffer_are_told` in a process of its own"]
+fn wrong_map() {
+    let (stream, x, seen) = (Stream::new(), Buffer::<bf16>::fresh(100 * 64), Buffer::<f32>::fresh(64 * 64));
+    let claimed = Matrix::new(x.at, 101, 64, 128, 64).encode().unwrap();
+    let map = arg(if number("WHAT") == 1 { claimed } else { Map([0; 16]) });
+    let mut args = vec![map.clone(), map, arg(seen.at)];
+    args.extend([37, 0, 0, 0, 64].map(arg));
+    run(&stream, "test_tiles", 64, 64 * 128, &args);
+}
+
+#[test]
+fn boxes_that_leave_their_buffer_are_told() {
+    let (text, passed) = child("hopper::wrong_map", &[("WHAT", "1")]);
+    assert!(!passed && text.contains("leaves its buffer: bad access at"), "{text}");
+    assert!(text.contains("past the end of the buffer of 12800 bytes"), "{text}");
+    let (text, passed) = child("hopper::wrong_map", &[("WHAT", "2")]);
+    assert!(!passed && text.contains("is not a tensor map"), "{text}");
+}
+
 /// Two tiles of 0 and 1 that were made in one place.
 fn stores(what: i32) {
     let (stream, y) = (Stream::new(), Buffer::<bf16>::fresh(128 * 64));
