@@ -114,8 +114,8 @@ struct Weights {
     __device__ __forceinline__ Weights(const Dropout& dropout, const RoundKeys& round_keys, float scale)
         : dropout(dropout), round_keys(round_keys), bounds(dropout.threshold), scale_log2(scale * LOG2_E) {}
 
-    // References rise to the largest scores, and the sums so far, which are complete, follow.
-    __device__ __forceinline__ void raise_references(Half& own) const {
+    // References of these rows rise to the largest scores, and the sums so far, which are complete, follow.
+    __device__ __forceinline__ void raise_references(Half& own, bool low_rises, bool high_rises) const {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             float most = own.scores[2 * h];
@@ -124,7 +124,8 @@ struct Weights {
                 if (i % 4 / 2 == h) most = fmaxf(most, own.scores[i]);
             most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
             most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 2));
-            const float now = fmaxf(own.reference[h], most * scale_log2), shrink = fast_exp2(own.reference[h] - now);
+            const float now = (h == 0 ? low_rises : high_rises) ? fmaxf(own.reference[h], most * scale_log2) : own.reference[h];
+            const float shrink = fast_exp2(own.reference[h] - now);
             own.reference[h] = now;
             own.total[h] *= shrink;
 #pragma unroll
@@ -154,8 +155,8 @@ struct Weights {
         return sum[0] + sum[1];
     }
 
-    // The weights of a tile, of which `keys` exist. The largest score is asked for in the first tile, and later only where sums
-    // tell that the references are too low.
+    // The weights of a tile, of which `keys` exist. The largest score is asked for in the first tile, and later only where a sum
+    // tells that its row's reference is too low. What other rows do changes no bit of a row: they may be another sequence's.
     template <bool DROPOUT>
     __device__ __forceinline__ void weigh(Half& own, unsigned keys, unsigned head, unsigned tile) const {
         if (keys < TILE) {
@@ -163,14 +164,17 @@ struct Weights {
             for (int i = 0; i < TILE / 2; i++)
                 if (i / 4 * 8 + 2 * (threadIdx.x % 4) + i % 2 >= keys) own.scores[i] = -INFINITY;
         }
-        if (tile == 0) raise_references(own);
+        if (tile == 0) raise_references(own, true, true);
         float sum[2];
 #pragma unroll 1
         for (;;) {
 #pragma unroll
             for (int h = 0; h < 2; h++) sum[h] = weigh_row<DROPOUT>(own, h, head, tile);
             if (!__any_sync(ALL_LANES, fmaxf(sum[0], sum[1]) > LARGEST_SUM)) break;
-            raise_references(own);
+            const unsigned quad = threadIdx.x % WARP & ~3u;
+            const unsigned low = __ballot_sync(ALL_LANES, sum[0] > LARGEST_SUM) >> quad & 0xf;
+            const unsigned high = __ballot_sync(ALL_LANES, sum[1] > LARGEST_SUM) >> quad & 0xf;
+            raise_references(own, low != 0, high != 0);
         }
         own.total[0] += sum[0], own.total[1] += sum[1];
     }
