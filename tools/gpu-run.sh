@@ -64,7 +64,8 @@ train() {
   read -ra more <<<"$TRAIN"
   shift
   echo "== $run: $*"
-  [ -z "$TINY" ] || more+=(--set model.layers=1 --set train.steps=8 --set train.batch_sequences=4 --set train.eval_every=16)
+  [ -z "$TINY" ] || more+=(--set model.layers=1 --set model.hidden=64 --set model.heads=1 --set model.intermediate=128
+    --set train.steps=8 --set train.batch_sequences=4 --set train.eval_every=16)
   bin/launcher --config configs/quickstart.toml --run "$run" --set data.dir="$work/data" "${more[@]}" "$@"
 }
 
@@ -167,6 +168,8 @@ last() {
 step() {
   local name=$1 most=$2 begin=$SECONDS left=$((limit - SECONDS)) code result
   shift 2
+  # an emulated GPU is slow at any size
+  [ -z "$TINY" ] || most=$((5 * most))
   if [ $left -lt 10 ]; then
     row "$name" "not begun" 0 "LIMIT=$limit was over"
     return

@@ -84,7 +84,7 @@ fn a_checkpoint_of_one_gpu_goes_on_with_three() {
 #[test]
 fn what_mpirun_starts_takes_its_gpus() {
     let place = place();
-    let line = "--set train.precision=f32 --gpus 2";
+    let line = "--set train.precision=f32 --steps 3 --gpus 2";
     let Some(ran) = train(&place, "own", line, "2") else { return };
     ran.done();
     if !mpirun_is_there() {
@@ -106,10 +106,12 @@ fn what_mpirun_starts_takes_its_gpus() {
 fn a_network_that_stops_ends_all_with_one_message() {
     let place = place();
     let stuck = [("EMULATOR_DEVICES", "2"), ("EMULATOR_NCCL_HANG", "1:40")];
-    let line = "--config ranks.toml --gpus 2 --set ranks.hang_seconds=3";
+    let line = "--config ranks.toml --gpus 2 --set ranks.hang_seconds=3 --set ranks.start_seconds=20";
     let Some(ran) = emulated(&place, line, &stuck) else { return };
     let error = one_error(&ran.stderr);
-    assert!(error.contains("all ranks have waited for each other for 3 s"), "{error}");
+    // Who is taken for hung depends on where the emulator lets the host wait.
+    let words = ["rank 1 on ", "all ranks have waited for each other"];
+    assert!(error.contains("hangs") && words.iter().any(|word| error.contains(word)), "{error}");
 }
 
 #[test]

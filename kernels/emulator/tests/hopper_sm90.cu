@@ -3,8 +3,8 @@
 #include "common/wgmma.cuh"
 
 // Copies the boxes of a matrix through shared memory to another place: y[r + to_row, c + to_column] = x[r + row, c + column].
-extern "C" __global__ void test_tiles(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap y, float* seen, int row,
-                                      int column, int to_row, int to_column, int box_rows) {
+extern "C" __global__ void test_tiles(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap y, float* seen,
+                                      int row, int column, int to_row, int to_column, int box_rows) {
     SHARED_ALIGNED(unsigned char, tile);
     SHARED(Mbarrier, full, [1]);
     if (threadIdx.x == 0) {
@@ -111,8 +111,8 @@ EXPORT(test_registers)
 
 // y [64, 64] = a b^T, both [64, 64 * depth], by a pipeline of two stages: one warpgroup copies tiles, another multiplies. If
 // `what` is 1 a stage is given back before its product was waited for.
-extern "C" __global__ void test_pipeline(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, float* y, int depth,
-                                         int what) {
+extern "C" __global__ void test_pipeline(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, float* y,
+                                         int depth, int what) {
     SHARED_ALIGNED(unsigned char, tiles);
     SHARED(Mbarrier, full, [2]);
     SHARED(Mbarrier, empty, [2]);
@@ -166,7 +166,8 @@ extern "C" __global__ void test_pipeline(const __grid_constant__ TensorMap a, co
 EXPORT(test_pipeline)
 
 // What goes wrong with products, by `what` of test_product.
-enum { RIGHT, NO_WAIT, OVERWRITTEN, NO_FENCE, NO_COMMIT, MISSING_THREAD, OTHER_OPERANDS, TOUCHED, NO_ASYNC_FENCE, PARTIAL, LEFT, INSIDE, NEVER };
+enum { RIGHT, NO_WAIT, OVERWRITTEN, NO_FENCE, NO_COMMIT, MISSING_THREAD, OTHER_OPERANDS, TOUCHED,
+       NO_ASYNC_FENCE, PARTIAL, LEFT, INSIDE, NEVER };
 
 __device__ __forceinline__ int swizzle_at(int r, int c) { return r * 64 + ((c / 8) ^ (r % 8)) * 8 + c % 8; }
 
