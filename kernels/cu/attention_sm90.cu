@@ -15,7 +15,7 @@
 // Cycles of one of the four quarters of a multiprocessor for 64 queries and 64 keys, a quarter of which are one warp's:
 //   products      256: 2 * 2 * 64^3 FLOPs at 4,096 a cycle and multiprocessor
 //   exponentials  256: 32 instructions, 8 cycles each
-//   issue         about 185 without dropout, 310 with it: 64 for difference and sum, 32 exponentials, 16 for rounding; 48 for
+//   issue         about 190 without dropout, 325 with it: 64 for difference and sum, 32 exponentials, 16 for rounding; 48 for
 //                 the factors of dropout, 75 for two calls of Philox; the rest is bookkeeping, half of it of products
 //   shared memory 192: 24 KiB that products read, at 128 bytes a cycle
 // All run side by side at best. Two warps are on each quarter, so that dropout hides only as far as instructions are issued
