@@ -2,7 +2,7 @@
 #pragma once
 #include "common/philox.cuh"
 
-// The sizes of an attention over packed sequences; `SizesArg` of src/cuda/attention.rs.
+// The sizes of an attention over packed sequences; `SizesArg` of src/cuda/attention/mod.rs.
 struct AttentionSizes {
     const unsigned* cu_q;  // [B + 1] offsets of the query rows, from 0 to R
     const unsigned* cu_k;  // [B + 1] offsets of the key rows, from 0 to T
@@ -13,7 +13,7 @@ struct AttentionSizes {
     unsigned kv_stride;  // the same of k and v
     unsigned wide;       // 1 where every head of every row starts at a multiple of 16 bytes and is a multiple of them long
     float scale;         // 1 / sqrt(head_size)
-    unsigned unused;
+    unsigned sequences;  // B
 };
 
 // The sequence and the head of a block. The grid is (blocks of the longest sequence, heads, sequences).

@@ -1,8 +1,13 @@
-//! Attention over packed sequences. Two families of kernels, chosen by element and head size: `cu/attention_sm80*.cu` on
-//! tensor cores, `cu/attention_any.cu` for everything else. Both save the log-sum-exp only and replay dropout.
+//! Attention over packed sequences. Three families of kernels, chosen by element, head size and device: on tensor cores
+//! `cu/attention_sm90*.cu` where they run, else `cu/attention_sm80*.cu`; `cu/attention_any.cu` for everything else. All save the
+//! log-sum-exp only and replay dropout.
 //!
 //! The offsets of the sequences lie on the device and are not checked. Relied on: they never fall and end at the sizes'
 //! counts, no sequence has more keys or more queries than `max_keys`, and a sequence with queries has keys.
+
+mod any;
+mod sm80;
+mod sm90;
 
 use super::device::Device;
 use super::launch::{Arg, Launch, dropout, kernel};
@@ -31,7 +36,7 @@ struct SizesArg {
     kv_stride: u32,
     wide: u32,
     scale: f32,
-    unused: u32,
+    sequences: u32,
 }
 // SAFETY: `struct AttentionSizes` of cu/common/attention.cuh
 unsafe impl Arg for SizesArg {}
@@ -152,7 +157,7 @@ impl Sizes {
             kv_stride: parts.kv_stride as u32,
             wide: wide.into(),
             scale: (1.0 / (self.d as f64).sqrt()) as f32,
-            unused: 0,
+            sequences: self.sequences as u32,
         }
     }
 }
@@ -194,8 +199,16 @@ pub(super) fn forward<E: Element>(device: &Device, args: AttentionForward<'_, Cu
     check_len(OP, "out", out.len(), sizes.queries * sizes.hidden())?;
     check_len(OP, "lse", lse.len(), sizes.heads * sizes.queries)?;
     let parts = sizes.qkv(OP, &qkv)?;
-    let (drops, mask) = (!mask.rate.is_none(), dropout(OP, mask, sizes.queries)?);
+    let (drops, key, mask) = (!mask.rate.is_none(), mask.key, dropout(OP, mask, sizes.queries)?);
     let aligned = out.is_aligned() && parts.are_aligned();
+    if aligned && on_tensor_cores::<E>(sizes.d) && sm90::has_forward(device, drops) {
+        let arg = sizes.arg::<E>(&parts, aligned);
+        let (out, lse, parts, sizes) = (out.ptr(), lse.ptr(), &parts, &sizes);
+        // SAFETY: lengths were checked above, offsets are the caller's promise (see the module)
+        return unsafe {
+            sm90::forward(device, sm90::Forward { out, lse, parts, sizes, arg, drops, mask, key })
+        };
+    }
     let (kernel, rows, threads, shared) = if aligned && on_tensor_cores::<E>(sizes.d) {
         let kernel =
             if drops { "attention_sm80_forward_dropout_bf16" } else { "attention_sm80_forward_bf16" };
@@ -251,75 +264,4 @@ struct Backward {
     threads: usize,
     dq_shared: usize,
     dkv_shared: usize,
-}
-
-/// The launches of cu/attention_sm80.cu and cu/attention_sm80_backward.cu: their constants.
-mod sm80 {
-    use super::{Backward, MMA_HEAD};
-
-    pub const THREADS: usize = 128;
-    pub const QUERIES: usize = 128;
-    const KEYS: usize = 64;
-    /// Bytes of a row of a head.
-    const ROW: usize = 2 * MMA_HEAD;
-    /// Two times two tiles of 64 rows, which are streamed.
-    const TILES: usize = 4 * 64 * ROW;
-    pub const FORWARD_SHARED: usize = QUERIES * ROW + TILES;
-    /// `struct QueryTile`.
-    const QUERY_TILE: usize = 4 * 64 * (2 + 4 * 4);
-
-    pub fn backward(drops: bool) -> Backward {
-        let [dq, dkv] = match drops {
-            true => ["attention_sm80_dq_dropout_bf16", "attention_sm80_dkv_dropout_bf16"],
-            false => ["attention_sm80_dq_bf16", "attention_sm80_dkv_bf16"],
-        };
-        Backward {
-            dq,
-            dkv,
-            queries: QUERIES,
-            keys: KEYS,
-            threads: THREADS,
-            dq_shared: 2 * QUERIES * ROW + TILES,
-            dkv_shared: TILES + 2 * QUERY_TILE,
-        }
-    }
-}
-
-/// The launches of cu/attention_any.cu: its constants, and its shared memory in bytes.
-mod any {
-    use super::{Backward, Element, kernel};
-
-    pub const THREADS: usize = 128;
-    pub const ROWS: usize = 32;
-    const KEYS: usize = 64;
-    const QUERIES: usize = 32;
-    const DRAWS: usize = 64;
-
-    fn tile(rows: usize, d: usize) -> usize {
-        4 * rows * (d.next_multiple_of(8) + 4)
-    }
-
-    fn scores(columns: usize) -> usize {
-        4 * ROWS * (columns + 4)
-    }
-
-    pub fn forward_shared(d: usize) -> usize {
-        tile(ROWS, d) + tile(KEYS, d) + scores(KEYS) + ROWS * DRAWS
-    }
-
-    pub fn backward<E: Element>(d: usize) -> Backward {
-        Backward {
-            dq: kernel!(E, "attention_any_dq"),
-            dkv: kernel!(E, "attention_any_dkv"),
-            queries: ROWS,
-            keys: ROWS,
-            threads: THREADS,
-            dq_shared: 2 * tile(ROWS, d) + tile(KEYS, d) + scores(KEYS) + 4 * ROWS + ROWS * DRAWS,
-            dkv_shared: 2 * tile(ROWS, d)
-                + 2 * tile(QUERIES, d)
-                + 2 * scores(QUERIES)
-                + 2 * 4 * QUERIES
-                + QUERIES * DRAWS,
-        }
-    }
 }
