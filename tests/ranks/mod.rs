@@ -3,6 +3,7 @@
 mod faults;
 mod gpus;
 mod job;
+mod mlperf;
 mod mpirun;
 mod mpirun_faults;
 mod numbers;

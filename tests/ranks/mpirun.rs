@@ -4,7 +4,7 @@ use super::job::{mpirun_is_there, one_error};
 use super::{job, metric, model, place, train};
 use crate::cli::{Ran, Workplace};
 
-fn mpirun(place: &Workplace, args: &str) -> Ran {
+pub(super) fn mpirun(place: &Workplace, args: &str) -> Ran {
     let line = args.replace("LAUNCHER", env!("CARGO_BIN_EXE_launcher"));
     let output = job::mpirun(place, &line.split_whitespace().collect::<Vec<_>>()).output().unwrap();
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();

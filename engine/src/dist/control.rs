@@ -128,6 +128,11 @@ impl Control {
         self.shared.activity.step_done();
     }
 
+    /// This process among those of its machine.
+    pub fn local_rank(&self) -> usize {
+        self.shared.place.local_rank
+    }
+
     /// Number of processes on this machine.
     pub fn local_world(&self) -> usize {
         self.shared.place.local_world

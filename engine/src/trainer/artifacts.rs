@@ -13,6 +13,7 @@ use crate::{Error, Result};
 use kernels::Backend;
 use serde_json::json;
 use std::path::Path;
+use std::time::SystemTime;
 
 /// What a run writes. Of several processes the first one does; the others have no files.
 pub struct Artifacts {
@@ -126,17 +127,17 @@ impl Artifacts {
         checkpoint::prune(&config.train.run, config.train.keep_checkpoints, state.best_step)
     }
 
-    /// The clock stops: where the target is reached before anything is written, elsewhere at the end. Only the first call
-    /// counts.
-    pub fn run_stop(&mut self, state: &TrainState, success: bool) -> Result<()> {
+    /// The clock has stopped at this time: where the target was reached, before anything was written or waited for, elsewhere
+    /// at the end. Only the first call counts.
+    pub fn run_stop(&mut self, time: SystemTime, state: &TrainState, success: bool) -> Result<()> {
         if std::mem::replace(&mut self.stopped, true) {
             return Ok(());
         }
         let status = if success { keys::SUCCESS } else { keys::ABORTED };
         let metadata = [(keys::STATUS, status.into()), (keys::EPOCH_NUM, state.samples.into())];
         self.mllog(|log| {
-            log.end(keys::BLOCK_STOP, (), &block(state))?;
-            log.end(keys::RUN_STOP, (), &metadata)
+            log.at(time).end(keys::BLOCK_STOP, (), &block(state))?;
+            log.at(time).end(keys::RUN_STOP, (), &metadata)
         })
     }
 

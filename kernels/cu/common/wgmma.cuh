@@ -62,6 +62,8 @@ __device__ __forceinline__ void hold(float (&d)[N]) {
 #ifdef __CUDACC__
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+#else
+    (void)d;
 #endif
 }
 
@@ -70,12 +72,16 @@ template <int REGISTERS>
 __device__ __forceinline__ void take_registers() {
 #ifdef __CUDACC__
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+#else
+    emulator::set_registers(REGISTERS, true);
 #endif
 }
 template <int REGISTERS>
 __device__ __forceinline__ void give_registers() {
 #ifdef __CUDACC__
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+#else
+    emulator::set_registers(REGISTERS, false);
 #endif
 }
 

@@ -5,11 +5,12 @@
 
 #include <numeric>
 
-#include "async.h"
+#include "beside.h"
 #include "fault.h"
 #include "fiber.h"
 #include "random.h"
 #include "shared.h"
+#include "threads.h"
 
 namespace emulator {
 
@@ -29,7 +30,9 @@ struct Fiber : Thread {
     int held;              // the exchange buffer whose values this lane may still read, or -1
     const char* waits_at;  // for the report of a deadlock
     unsigned waits_mask;
-    AsyncCopies copies;
+    Describe describe;  // of what it waits for, if there is more to say
+    const void* object;
+    unsigned number;
 };
 
 // Lanes that wait for each other.
@@ -84,16 +87,21 @@ void make_ready(unsigned warp, unsigned lanes) {
 [[noreturn]] void report_deadlock() {
     std::string waits;
     int shown = 0;
-    const char* last = nullptr;
-    unsigned last_mask = 0;
+    const Fiber* last = nullptr;
     for (unsigned t = 0; t < block.threads; t++) {
         const Fiber& f = block.fibers[t];
-        if (f.waits_at == nullptr || (f.waits_at == last && f.waits_mask == last_mask)) continue;
-        last = f.waits_at, last_mask = f.waits_mask;
+        if (f.waits_at == nullptr) continue;
+        if (last != nullptr && f.waits_at == last->waits_at && f.waits_mask == last->waits_mask &&
+            f.object == last->object && f.number == last->number)
+            continue;
+        last = &f;
         if (shown++ == 8) break;
-        char line[160];
-        snprintf(line, sizeof line, "\n  thread (%u, %u, %u) waits at %s, lanes %08x", f.index.x, f.index.y, f.index.z,
-                 f.waits_at, f.waits_mask);
+        char line[320], more[160] = "";
+        if (f.describe != nullptr)
+            f.describe(f.object, f.number, more, sizeof more);
+        else
+            snprintf(more, sizeof more, ", lanes %08x", f.waits_mask);
+        snprintf(line, sizeof line, "\n  thread (%u, %u, %u) waits at %s%s", f.index.x, f.index.y, f.index.z, f.waits_at, more);
         waits += line;
     }
     current = nullptr;
@@ -109,7 +117,9 @@ unsigned first_from(unsigned bits, unsigned turn) {
 // A ready thread, drawn: from any warp, or from the first warp of this block's order, so that a warp also runs far ahead of
 // the others.
 Fiber* pick() {
-    if (block.ready_warps == 0) return nullptr;
+    if (works_beside()) sometimes_beside();
+    while (block.ready_warps == 0)
+        if (!one_beside()) return nullptr;
     unsigned w;
     const uint64_t draw = block.random.next();
     if (block.by_priority) {
@@ -157,6 +167,8 @@ void try_release_block() {
 
 [[noreturn]] void thread_main() {
     block.launch->kernel->invoke(block.launch->kernel->function, parameters.data());
+    leave_bulk();
+    leave_products();
     Fiber* me = self();
     Warp& warp = block.warp[me->warp];
     warp.exited |= 1u << me->lane;
@@ -176,6 +188,14 @@ void try_release_block() {
         switch_to(me->context, next->context);
     }
     abort();
+}
+
+void waits(Fiber* fiber, const char* what, unsigned mask) {
+    fiber->waits_at = what;
+    fiber->waits_mask = mask;
+    fiber->describe = nullptr;
+    fiber->object = nullptr;
+    fiber->number = 0;
 }
 
 int take_buffer(Warp& warp, size_t size) {
@@ -207,8 +227,7 @@ int meet(unsigned mask, const void* value, size_t size, const char* what) {
     group.arrived |= 1u << me->lane;
     const int buffer = group.buffer;
     if (size != 0) memcpy(warp.buffers + (static_cast<size_t>(buffer) * LANES) * VALUE_BYTES + me->lane * size, value, size);
-    me->waits_at = what;
-    me->waits_mask = mask;
+    waits(me, what, mask);
     if (group.arrived == mask) {
         warp.group[g] = warp.group[--warp.groups];
         for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1)
@@ -221,8 +240,7 @@ int meet(unsigned mask, const void* value, size_t size, const char* what) {
 
 void wait_at(Barrier& barrier, const char* what) {
     Fiber* me = self();
-    me->waits_at = what;
-    me->waits_mask = 1u << me->lane;
+    waits(me, what, 1u << me->lane);
     barrier.arrived++;
     barrier.waiting.push_back(me);
 }
@@ -250,11 +268,15 @@ void start_block() {
         f.warp = t / LANES;
         f.held = -1;
         f.waits_at = nullptr;
-        f.copies.clear();
         // Tops at different offsets in a page: else all threads' frames compete for the same lines of the cache.
         unsigned char* stack = stack_bottom(t);
         prepare(f.context, stack, stack + STACK_BYTES - t * 320 % 4096, thread_main);
     }
+    start_beside();
+    start_copies();
+    start_mbarriers();
+    start_bulk();
+    start_products();
     block.by_priority = (block.random.next() & 1) != 0;
     for (unsigned w = 0; w < block.warps; w++) {
         const unsigned at = block.random.below(w + 1);
@@ -276,9 +298,11 @@ void run_grid(const Launch& launch) {
     grid_dim = launch.grid;
     block.threads = launch.block.x * launch.block.y * launch.block.z;
     block.warps = (block.threads + LANES - 1) / LANES;
+    // Aligned as a tensor map is.
+    alignas(128) static unsigned char bytes[MAX_PARAMETER_BYTES];
+    memcpy(bytes, launch.parameters.data(), launch.parameters.size());
     parameters.clear();
-    for (const Parameter& p : launch.kernel->parameters)
-        parameters.push_back(const_cast<unsigned char*>(launch.parameters.data()) + p.offset);
+    for (const Parameter& p : launch.kernel->parameters) parameters.push_back(bytes + p.offset);
     FaultHandler handler;
     // Every block once, in a drawn order: i * step + start modulo the number of blocks.
     const uint64_t blocks = static_cast<uint64_t>(launch.grid.x) * launch.grid.y * launch.grid.z;
@@ -294,6 +318,8 @@ void run_grid(const Launch& launch) {
         Fiber* first = pick();
         current = first;
         switch_to(block.scheduler, first->context);
+        finish_bulk();
+        finish_mbarriers();
         check_shared();
         at = (at + step) % blocks;
     }
@@ -338,6 +364,27 @@ void arrive_named(int id, int threads) {
     if (barrier.arrived == barrier.expected) release(barrier);
 }
 
+unsigned thread_index() {
+    const Fiber* me = self();
+    return me->warp * LANES + me->lane;
+}
+unsigned thread_count() { return block.threads; }
+Random& block_random() { return block.random; }
+
+void suspend(const char* what, Describe describe, const void* object, unsigned number) {
+    Fiber* me = self();
+    waits(me, what, ~0u);
+    me->describe = describe;
+    me->object = object;
+    me->number = number;
+    yield();
+}
+
+void make_ready(unsigned thread) {
+    block.fibers[thread].waits_at = nullptr;
+    make_ready(thread / LANES, 1u << thread % LANES);
+}
+
 void sync_warp(unsigned mask) { meet(mask, nullptr, 0, "__syncwarp()"); }
 
 unsigned live_lanes() { return ~block.warp[self()->warp].exited; }
@@ -350,17 +397,6 @@ const void* exchange_bytes(unsigned mask, const void* value, size_t size) {
     const int buffer = meet(mask, value, size, "a shuffle or vote");
     me->held = buffer;
     return warp.buffers + static_cast<size_t>(buffer) * LANES * VALUE_BYTES;
-}
-
-// One copy in four is done now: one into memory that others still read must show, too.
-void async_copy(void* shared, const void* global, int bytes, bool zero_fill) {
-    self()->copies.issue(shared, global, bytes, zero_fill, block.random.below(4) == 0);
-}
-void async_commit() { self()->copies.commit(); }
-void async_wait(int pending_groups) { self()->copies.wait(pending_groups < 0 ? 0 : static_cast<size_t>(pending_groups)); }
-void async_wait_all() {
-    async_commit();
-    async_wait(0);
 }
 
 void set_operation(const char* name) { operation = name; }

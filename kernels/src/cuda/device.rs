@@ -6,7 +6,8 @@
 use super::failure::Doing;
 use super::images::{ARCHS, IMAGES, Image};
 use super::launch::Function;
-use super::{events, gemm, graph, timing};
+use super::probe::runs;
+use super::{events, gemm, graph, profile};
 use crate::{Error, Result};
 use cudarc::driver::result as driver;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
@@ -38,12 +39,13 @@ pub struct Device {
     copies: sys::CUstream,
     pub(super) modules: Vec<sys::CUmodule>,
     pub(super) functions: Mutex<HashMap<&'static str, Function>>,
+    pub(super) present: Mutex<HashMap<&'static str, bool>>,
     scratch: Mutex<Scratch>,
     usage: Mutex<BTreeMap<&'static str, u64>>,
     pub(super) events: Mutex<events::Pool>,
     pub(super) graphs: Mutex<graph::Graphs>,
     pub(super) state: graph::State,
-    pub(super) profile: timing::Profile,
+    pub(super) profile: profile::Profile,
 }
 
 // SAFETY: the handles are the driver's, which may be used from any thread; every method makes the context current first.
@@ -174,14 +176,15 @@ impl Device {
             copies,
             modules: Vec::new(),
             functions: Mutex::default(),
+            present: Mutex::default(),
             scratch: Mutex::new(Scratch { ptr: 0, bytes: 0 }),
             usage: Mutex::default(),
             events: Mutex::default(),
             graphs: Mutex::default(),
             state: graph::State::default(),
-            profile: timing::Profile::default(),
+            profile: profile::Profile::default(),
         };
-        for image in images {
+        for image in images.iter().filter(|image| image.only.is_none_or(|only| runs(only, arch))) {
             // SAFETY: a fatbin that nvcc wrote, whole
             let module = unsafe { driver::module::load_data(image.bytes.as_ptr().cast()) }.doing_with(|| format!(
                 "the kernels of {} (compiled for {ARCHS}) do not load on GPU {ordinal} ({}, compute capability {}.{})",
