@@ -158,6 +158,8 @@ impl Control {
             std::thread::sleep(CAUSE);
             shared.fail(&message, true);
         }
+        // Another thread has been told of this before, and ends this process.
+        std::thread::sleep(CAUSE);
     }
 
     /// Ends the job because a signal ends this process at once. That is no failure, and nothing is said.

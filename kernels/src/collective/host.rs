@@ -132,7 +132,7 @@ fn gather_parts<T: Pod>(transport: &mut dyn Transport, data: &mut [T], parts: &[
 }
 
 /// Slices at ranges that are in order and do not overlap.
-fn slices<'a, T>(mut data: &'a mut [T], parts: impl Iterator<Item = Range<usize>>) -> Vec<&'a mut [T]> {
+fn slices<T>(mut data: &mut [T], parts: impl Iterator<Item = Range<usize>>) -> Vec<&mut [T]> {
     let mut at = 0;
     parts
         .map(|part| {

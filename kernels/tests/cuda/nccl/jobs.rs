@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 const BODY: &str = "nccl::rank_of_a_job";
@@ -149,6 +149,7 @@ pub struct Rank {
     pub rank: usize,
     pub world: usize,
     folder: PathBuf,
+    device: OnceLock<Arc<Device>>,
 }
 
 impl Rank {
@@ -161,11 +162,16 @@ impl Rank {
             rank: number(RANK)?,
             world: number(WORLD)?,
             folder: get(FOLDER)?.into(),
+            device: OnceLock::new(),
         })
     }
 
-    /// This rank's GPU, or the emulator's.
+    /// This rank's GPU, or the emulator's: of the ops and of what ranks exchange.
     pub fn device(&self) -> Arc<Device> {
+        self.device.get_or_init(|| self.open()).clone()
+    }
+
+    fn open(&self) -> Arc<Device> {
         if count().is_err() {
             // Without it, what is missing is really missing.
             match std::env::var_os("WITHOUT_NCCL") {
