@@ -8,6 +8,7 @@ mod attention;
 mod check;
 mod elementwise;
 mod embedding;
+mod gemm;
 mod layernorm;
 mod lengths;
 mod linear;
