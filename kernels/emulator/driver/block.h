@@ -41,6 +41,7 @@ void set_operation(const char* name);
 // Whether device code, or an operation on device memory, runs.
 bool device_runs();
 
+constexpr size_t MAX_PARAMETER_BYTES = 4096;
 constexpr size_t MAX_STATIC_SHARED = 48 << 10;
 constexpr size_t MAX_SHARED = 227 << 10;
 constexpr size_t RESERVED_SHARED = 1 << 10;

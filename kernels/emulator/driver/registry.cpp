@@ -15,8 +15,8 @@ std::map<std::string, Kernel>& kernels() {
 void register_kernel(const char* name, void (*function)(), Invoke invoke, const Parameter* parameters, size_t count) {
     Kernel kernel{name, function, invoke, {parameters, parameters + count}, 0};
     if (count > 0) kernel.parameter_bytes = parameters[count - 1].offset + parameters[count - 1].size;
-    if (kernel.parameter_bytes > 4096)
-        fail("%zu bytes of parameters of kernel %s, of 4096 at most", kernel.parameter_bytes, name);
+    if (kernel.parameter_bytes > MAX_PARAMETER_BYTES)
+        fail("%zu bytes of parameters of kernel %s, of %zu at most", kernel.parameter_bytes, name, MAX_PARAMETER_BYTES);
     if (!kernels().insert({name, kernel}).second) fail("two kernels have the name %s", name);
 }
 

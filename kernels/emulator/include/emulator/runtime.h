@@ -57,11 +57,11 @@ struct SharedSite {
 };
 extern unsigned long long block_serial;
 void shared_static(SharedSite& site, size_t bytes, const char* name);
-void* shared_dynamic(size_t align);
+// `align` is what the declaration gives, `needed` what the type needs.
+void* shared_dynamic(size_t needed, size_t align);
 
-// The address of shared memory as the 32 bits that instructions take, and back.
+// The address of shared memory as the 32 bits that instructions take.
 unsigned shared_address(const void* pointer);
-void* shared_pointer(unsigned address);
 
 struct Parameter {
     size_t offset, size;
@@ -107,5 +107,6 @@ struct Registration {
         ::emulator::shared_static(EMULATOR_PASTE(name, _shared_site), sizeof(EMULATOR_PASTE(name, _shared_type)), #name); \
     EMULATOR_PASTE(name, _shared_type) & name =                                                                           \
         *static_cast<EMULATOR_PASTE(name, _shared_type)*>(EMULATOR_PASTE(name, _shared_site).memory)
-#define SHARED_DYNAMIC(type, name) type* name = static_cast<type*>(::emulator::shared_dynamic(alignof(type)))
+#define SHARED_DYNAMIC(type, name) type* name = static_cast<type*>(::emulator::shared_dynamic(alignof(type), 16))
+#define SHARED_TILES(type, name) type* name = static_cast<type*>(::emulator::shared_dynamic(alignof(type), 1024))
 #define EXPORT(kernel) static const ::emulator::Registration EMULATOR_PASTE(kernel, _export)(#kernel, kernel);
