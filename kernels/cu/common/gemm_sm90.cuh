@@ -19,13 +19,6 @@
 #include "common/tma.cuh"
 #include "common/wgmma.cuh"
 
-// The launch's dynamic shared memory, as swizzled boxes want it.
-#ifdef __CUDACC__
-#define GEMM_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
-#else
-#define GEMM_SHARED(name) SHARED_DYNAMIC(unsigned char, name)
-#endif
-
 namespace gemm_sm90 {
 
 constexpr int GEMM_ROWS = 128, GEMM_DEPTH = 64, GROUPED = 16;
