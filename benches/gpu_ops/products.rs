@@ -7,19 +7,18 @@ use kernels::cuda::{Cuda, Options, Tiles};
 use kernels::{Backend, Result};
 
 /// What does the products, and what it is called in a row's name.
-type Doer = (&'static str, B);
+type Doer<'a> = (&'static str, &'a B);
 
 pub fn linear(bench: &mut Bench<'_>) -> Result<()> {
-    let (s, device) = (bench.shape, bench.cuda.device().clone());
-    let mut doers: Vec<Doer> = vec![("", Cuda::new(device.clone(), Options::default())?)];
-    if device.arch() == (9, 0) {
-        for (name, columns) in [(", own 128 x 256", 256), (", own 128 x 128", 128)] {
-            let own = Some(Tiles { columns, parts: 1 });
-            doers.push((
-                name,
-                Cuda::new(device.clone(), Options { own, measure: false, ..Options::default() })?,
-            ));
-        }
+    let (s, chosen) = (bench.shape, bench.cuda);
+    let own = |columns| {
+        let tiles = Some(Tiles { columns, parts: 1 });
+        Cuda::new(chosen.device().clone(), Options { own: tiles, measure: false, ..Options::default() })
+    };
+    let (wide, narrow) = (own(256)?, own(128)?);
+    let mut doers: Vec<Doer<'_>> = vec![("", chosen)];
+    if chosen.device().arch() == (9, 0) {
+        doers.extend([(", own 128 x 256", &wide), (", own 128 x 128", &narrow)]);
     }
     family(bench, &doers, "qkv", s.tokens(), s.hidden, 3 * s.hidden)?;
     family(bench, &doers, "out", s.tokens(), s.hidden, s.hidden)?;
@@ -32,7 +31,7 @@ pub fn linear(bench: &mut Bench<'_>) -> Result<()> {
 /// Forward with bias, and both gradients, of one layer.
 fn family(
     bench: &mut Bench<'_>,
-    doers: &[Doer],
+    doers: &[Doer<'_>],
     name: &str,
     rows: usize,
     inputs: usize,
@@ -65,7 +64,7 @@ fn family(
 }
 
 /// The feed-forward part's products with GELU: fused, or both kernels, whichever is chosen.
-fn with_gelu(bench: &mut Bench<'_>, doers: &[Doer]) -> Result<()> {
+fn with_gelu(bench: &mut Bench<'_>, doers: &[Doer<'_>]) -> Result<()> {
     let (t, h, f) = (bench.shape.tokens(), bench.shape.hidden, bench.shape.inner);
     let work = Work::Flops(2 * t * h * f);
     let (x, w, bias) = (bench.elems(t * h)?, bench.elems(f * h)?, bench.elems(f)?);

@@ -19,11 +19,11 @@ template <int W, typename Gelu>
 struct GeluForward {
     using Memory = gemm_sm90::Memory<W, 2, false>;
     const TensorMap &kept, &out;
-    const bf16* bias;
+    BoxBias bias;
     Outbox<2> boxes = {};
 
     __device__ __forceinline__ void open(const Memory& memory, const Seat& seat) { boxes.base = memory.slots(seat.consumer); }
-    __device__ __forceinline__ void begin(const Problem&, const Seat&, const Share&) const {}
+    __device__ __forceinline__ void begin(const Problem& p, const Seat& seat, const Share& s) { bias.load(p, seat, s.column); }
 
     __device__ __forceinline__ void finish(const float (&d)[W / 2], const Problem& p, const Seat& seat, const Share& s) {
         const int count = boxes_of<W>(p, seat, s);
@@ -31,16 +31,16 @@ struct GeluForward {
         for (int box = 0; box < W / BOX_COLUMNS; box++) {
             if (box >= count) continue;
             const int column = s.column + box * BOX_COLUMNS;
-            const BoxBias b(bias, p, seat, column);
             unsigned x[8][2];
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const int at = 32 * box + 4 * i;
-                const float low = low_bf16(b.at[i]), high = high_bf16(b.at[i]);
+                const float low = low_bf16(bias.at[i]), high = high_bf16(bias.at[i]);
                 unsigned* word = seat.word(boxes.slot(), i);
                 word[0] = x[i][0] = pack_bf16(d[at] + low, d[at + 1] + high);
                 word[256] = x[i][1] = pack_bf16(d[at + 2] + low, d[at + 3] + high);
             }
+            if (box + 1 < count) bias.load(p, seat, column + BOX_COLUMNS);
             boxes.put(seat, kept, row_of(seat, s), column);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
@@ -139,7 +139,7 @@ using namespace gemm_sm90;
                                        const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap y,          \
                                        const bf16* bias, unsigned m, unsigned n, unsigned k) {                            \
         SHARED_TILES(unsigned char, shared);                                                                              \
-        gemm<W, K_MAJOR, K_MAJOR>(shared, a, w, {m, n, k, 1}, GeluForward<W, Form<true>>{x, y, bias});                    \
+        gemm<W, K_MAJOR, K_MAJOR>(shared, a, w, {m, n, k, 1}, GeluForward<W, Form<true>>{x, y, {bias}});                    \
     }                                                                                                                     \
     EXPORT(gemm_gelu_##form##_forward_##W)                                                                                \
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1)                                                         \

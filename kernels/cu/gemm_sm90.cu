@@ -17,14 +17,14 @@ using namespace gemm_sm90;
         gemm_forward_##W(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,                        \
                          const __grid_constant__ TensorMap y, const bf16* bias, unsigned m, unsigned n, unsigned k) {     \
         SHARED_TILES(unsigned char, shared);                                                                              \
-        gemm<W, K_MAJOR, K_MAJOR>(shared, x, w, {m, n, k, 1}, Biased<W>{y, bias});                                        \
+        gemm<W, K_MAJOR, K_MAJOR>(shared, x, w, {m, n, k, 1}, Biased<W>{y, {bias}});                                      \
     }                                                                                                                     \
     EXPORT(gemm_forward_##W)                                                                                              \
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1)                                                         \
         gemm_dgrad_##W(const __grid_constant__ TensorMap dy, const __grid_constant__ TensorMap w,                         \
                        const __grid_constant__ TensorMap dx, unsigned m, unsigned n, unsigned k) {                        \
         SHARED_TILES(unsigned char, shared);                                                                              \
-        gemm<W, K_MAJOR, MN_MAJOR>(shared, dy, w, {m, n, k, 1}, Biased<W>{dx, nullptr});                                  \
+        gemm<W, K_MAJOR, MN_MAJOR>(shared, dy, w, {m, n, k, 1}, Biased<W>{dx, {nullptr}});                                \
     }                                                                                                                     \
     EXPORT(gemm_dgrad_##W)                                                                                                \
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1)                                                         \

@@ -66,11 +66,12 @@ struct Exchange {
     }
 };
 
-// The bias of a thread's columns of a box, two to a word; zeros where there is none.
+// The bias of a thread's columns of a box, two to a word, loaded before the box is due; zeros where there is none.
 struct BoxBias {
-    unsigned at[8];
+    const bf16* bias;
+    unsigned at[8] = {};
 
-    __device__ __forceinline__ BoxBias(const bf16* bias, const Problem& p, const Seat& seat, int column) {
+    __device__ __forceinline__ void load(const Problem& p, const Seat& seat, int column) {
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const unsigned from = column + 8 * i;
@@ -84,11 +85,11 @@ template <int W>
 struct Biased {
     using Memory = gemm_sm90::Memory<W, 2, false>;
     const TensorMap& out;
-    const bf16* bias;
+    BoxBias bias;
     Outbox<2> boxes = {};
 
     __device__ __forceinline__ void open(const Memory& memory, const Seat& seat) { boxes.base = memory.slots(seat.consumer); }
-    __device__ __forceinline__ void begin(const Problem&, const Seat&, const Share&) const {}
+    __device__ __forceinline__ void begin(const Problem& p, const Seat& seat, const Share& s) { bias.load(p, seat, s.column); }
 
     __device__ __forceinline__ void finish(const float (&d)[W / 2], const Problem& p, const Seat& seat, const Share& s) {
         const int count = boxes_of<W>(p, seat, s);
@@ -96,15 +97,15 @@ struct Biased {
         for (int box = 0; box < W / BOX_COLUMNS; box++) {
             if (box >= count) continue;
             const int column = s.column + box * BOX_COLUMNS;
-            const BoxBias b(bias, p, seat, column);
 #pragma unroll
             for (int i = 0; i < 8; i++) {
                 const int at = 32 * box + 4 * i;
-                const float low = low_bf16(b.at[i]), high = high_bf16(b.at[i]);
+                const float low = low_bf16(bias.at[i]), high = high_bf16(bias.at[i]);
                 unsigned* word = seat.word(boxes.slot(), i);
                 word[0] = pack_bf16(d[at] + low, d[at + 1] + high);
                 word[256] = pack_bf16(d[at + 2] + low, d[at + 3] + high);
             }
+            if (box + 1 < count) bias.load(p, seat, column + BOX_COLUMNS);
             boxes.put(seat, out, row_of(seat, s), column);
         }
     }

@@ -14,8 +14,8 @@ use crate::{Error, Result};
 pub struct Tiles {
     /// Columns of a tile of 128 rows: 128 or 256.
     pub columns: usize,
-    /// Into how many parts the sum over the rows of a wgrad is cut, where tiles are fewer than multiprocessors. Other
-    /// products have one.
+    /// Into how many parts the sum over the rows of a wgrad is cut, where its tiles leave multiprocessors idle. Other products
+    /// have one.
     pub parts: usize,
 }
 
@@ -35,6 +35,8 @@ const SUMS: usize = 2 << 10;
 /// Most parts of a sum, and the fewest steps of each: less is not worth the passes over the parts.
 const PARTS: usize = 4;
 const STEPS: usize = 8;
+/// How many times as busy parts are to make the blocks before they are tried.
+const WORTH: f64 = 1.05;
 
 /// Rows and columns of D, and how many terms each element is the sum of.
 struct Problem {
@@ -82,13 +84,24 @@ pub(super) fn candidates(device: &Device, shape: &Shape) -> Vec<Tiles> {
     if !fits(device, shape) {
         return Vec::new();
     }
-    let problem = Problem::of(shape);
+    let (problem, blocks) = (Problem::of(shape), device.multiprocessors().max(1));
     let mut found = Vec::new();
     for columns in COLUMNS {
         found.push(Tiles { columns, parts: 1 });
-        if shape.family == Family::Wgrad && problem.tiles(columns) < device.multiprocessors() {
-            let parts = (2..=PARTS).filter(|parts| problem.steps() >= parts * STEPS);
-            found.extend(parts.map(|parts| Tiles { columns, parts }));
+        if shape.family != Family::Wgrad {
+            continue;
+        }
+        // Of what blocks could do until the last is done, what they do.
+        let busy = |parts: usize| {
+            let items = problem.tiles(columns) * parts;
+            items as f64 / (items.next_multiple_of(blocks)) as f64
+        };
+        let mut best = busy(1);
+        for parts in (2..=PARTS).filter(|parts| problem.steps() >= parts * STEPS) {
+            if busy(parts) > best * WORTH {
+                best = busy(parts);
+                found.push(Tiles { columns, parts });
+            }
         }
     }
     found
