@@ -8,7 +8,7 @@
 #include "common/mbarrier.cuh"
 
 // A CUtensorMap, made by the host; a kernel's parameter is `const __grid_constant__ TensorMap`.
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
     unsigned char opaque[128];
 };
 

@@ -148,7 +148,7 @@ void start_bulk() {
 }
 
 void tma_load(void* shared, const void* map, int row, int column, void* barrier) {
-    require_published(barrier, LOAD);
+    require_published(barrier);
     const Tile tile = tile_of(shared, map, row, column, LOAD);
     for (unsigned at = 0; at < tile.bytes(); at += CHUNK) poison(tile.shared + at);
     loads_left++;
@@ -160,7 +160,7 @@ void tma_load(void* shared, const void* map, int row, int column, void* barrier)
 }
 
 void bulk_load(void* shared, const void* global, unsigned bytes, void* barrier) {
-    require_published(barrier, LOAD);
+    require_published(barrier);
     if (bytes == 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0 || shared_address(shared) % 16 != 0)
         fail("%s of %u bytes from %p to shared address %#x: all three are multiples of 16", LOAD, bytes, global,
              shared_address(shared));

@@ -111,14 +111,14 @@ void mbarrier_wait(void* word, unsigned parity) {
     }
 }
 
-void require_published(const void* word, const char* what) {
-    if (!find(word, what).published)
-        fail("%s the mbarrier at shared address %#x, which was not made known by publish_mbarriers", what,
+void require_published(const void* word) {
+    if (!find(word, "a copy completes").published)
+        fail("a copy completes the mbarrier at shared address %#x, which was not made known by publish_mbarriers",
              shared_address(word));
 }
 
 void arrive_bytes(void* word, unsigned bytes) {
-    State& s = find(word, "a copy arrives at");
+    State& s = find(word, "a copy completes");
     s.bytes -= bytes;
     check_bytes(s, shared_address(word));
     complete_if_done(s);

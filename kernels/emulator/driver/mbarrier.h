@@ -5,7 +5,7 @@
 namespace emulator {
 
 // Reports a barrier that copies do not know.
-void require_published(const void* word, const char* what);
+void require_published(const void* word);
 // Bytes of a copy have arrived.
 void arrive_bytes(void* word, unsigned bytes);
 

@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "api.h"
-#include "settings.h"
 
 using namespace emulator;
 
@@ -20,7 +19,7 @@ API cuTensorMapEncodeTiled(void* map, int type, uint32_t rank, void* address, co
                            const uint32_t* box, const uint32_t* element_strides, int interleave, int swizzle, int promotion,
                            int fill) {
     ENTER;
-    REQUIRE(settings().arch >= 90, CUDA_ERROR_NOT_SUPPORTED);
+    REQUIRE(current_arch() >= 90, CUDA_ERROR_NOT_SUPPORTED);
     REQUIRE(map != nullptr && reinterpret_cast<uintptr_t>(map) % 64 == 0, CUDA_ERROR_INVALID_VALUE);
     REQUIRE(type >= 0 && type < TYPES && rank >= 1 && rank <= 5, CUDA_ERROR_INVALID_VALUE);
     REQUIRE(address != nullptr && reinterpret_cast<uintptr_t>(address) % 16 == 0, CUDA_ERROR_INVALID_VALUE);

@@ -5,7 +5,7 @@
 // Copies the boxes of a matrix through shared memory to another place: y[r + to_row, c + to_column] = x[r + row, c + column].
 extern "C" __global__ void test_tiles(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap y, float* seen, int row,
                                       int column, int to_row, int to_column, int box_rows) {
-    SHARED_TILES(unsigned char, tile);
+    SHARED_ALIGNED(unsigned char, tile);
     SHARED(Mbarrier, full, [1]);
     if (threadIdx.x == 0) {
         mbarrier_init(full[0], 1);
@@ -36,9 +36,9 @@ EXPORT(test_tiles)
 // A ring of two tiles that one warp fills and a warpgroup reads: sums of the rows of a matrix of 64 columns, `tiles` boxes of 64 rows.
 // By `what`: 1 the consumers do not wait, 2 the producer does not wait for them, 3 too few bytes are announced, 4 too many,
 // 5 the barrier was not initialized, 6 it was not published, 7 one arrival too few, 8 a thread overwrites a barrier,
-// 9 bulk rows instead of boxes, 10 the consumers wait for the wrong parity.
+// 9 bulk rows instead of boxes, 10 the consumers wait for the wrong parity, 11 a tile is not aligned, 12 nobody waits at all.
 extern "C" __global__ void test_ring(const __grid_constant__ TensorMap x, const bf16* rows, float* y, int tiles, int what) {
-    SHARED_TILES(unsigned char, ring);
+    SHARED_ALIGNED(unsigned char, ring);
     SHARED(Mbarrier, full, [2]);
     SHARED(Mbarrier, empty, [2]);
     constexpr int BYTES = 64 * 128;
@@ -60,12 +60,13 @@ extern "C" __global__ void test_ring(const __grid_constant__ TensorMap x, const 
             if (what == 9)
                 bulk_load(ring + s * BYTES, rows + i * 64 * 64, BYTES, full[s]);
             else
-                tma_load(ring + s * BYTES, x, i * 64, 0, full[s]);
+                tma_load(ring + s * BYTES + (what == 11) * 512, x, i * 64, 0, full[s]);
+            if (what == 12) break;
             if (what == 8 && i == 1) full[0].word = 0;
         }
-        // The last tiles are consumed before the block ends.
         return;
     }
+    if (what == 12) return;
     for (int i = 0; i < tiles; i++) {
         const int s = i % 2, r = t / 2;
         if (what != 1) mbarrier_wait(full[s], (i / 2 + (what == 10)) % 2);
@@ -81,7 +82,7 @@ extern "C" __global__ void test_ring(const __grid_constant__ TensorMap x, const 
 EXPORT(test_ring)
 
 // What goes wrong with products, by `what` of test_product.
-enum { RIGHT, NO_WAIT, OVERWRITTEN, NO_FENCE, NO_COMMIT, MISSING_THREAD, OTHER_OPERANDS, TOUCHED, NO_ASYNC_FENCE, PARTIAL, LEFT };
+enum { RIGHT, NO_WAIT, OVERWRITTEN, NO_FENCE, NO_COMMIT, MISSING_THREAD, OTHER_OPERANDS, TOUCHED, NO_ASYNC_FENCE, PARTIAL, LEFT, INSIDE, NEVER };
 
 __device__ __forceinline__ int swizzle_at(int r, int c) { return r * 64 + ((c / 8) ^ (r % 8)) * 8 + c % 8; }
 
@@ -89,7 +90,7 @@ __device__ __forceinline__ int swizzle_at(int r, int c) { return r * 64 + ((c / 
 // B K-major [N, K] or MN-major [K, N]. All tiles are written by the threads.
 template <int N, int A, int B, bool REGISTERS>
 __device__ void product(float* y, const bf16* a, const bf16* b, const float* c, int depth, int what) {
-    SHARED_TILES(bf16, tiles);
+    SHARED_ALIGNED(bf16, tiles);
     bf16* b_tiles = tiles + depth * 64 * 64;
     const int t = static_cast<int>(threadIdx.x), k_all = depth * 64;
     for (int i = t; i < 64 * k_all; i += 128) {
@@ -117,7 +118,9 @@ __device__ void product(float* y, const bf16* a, const bf16* b, const float* c, 
         unsigned long long right = B == K_MAJOR ? advance(operand<B>(b_tiles + k / 64 * N * 64), k % 64 * 2)
                                                 : operand<B>(b_tiles + k / 64 * N * 64 + k % 64 * 64, 64 * 128);
         if (what == OTHER_OPERANDS && t == 9) right = advance(right, 32);
+        if (what == INSIDE) right = advance(right, 128);
         if constexpr (REGISTERS) {
+            if (k > 0) fence_products();
             Fragment f;
             for (int w = 0; w < 4; w++) {
                 const int r = 16 * warp + row + w % 2 * 8, at = k + w / 2 * 8 + 2 * quad;
@@ -142,6 +145,11 @@ __device__ void product(float* y, const bf16* a, const bf16* b, const float* c, 
         wait_products<0>();
     }
     for (int i = 0; i < N / 2; i++) y[(16 * warp + row + i % 4 / 2 * 8) * N + i / 4 * 8 + 2 * quad + i % 2] = d[i];
+    if (what == NEVER) {
+        fence_products();
+        wgmma<N, A, B>(d, operand<A>(tiles), operand<B>(b_tiles, 64 * 128));
+        commit_products();
+    }
     if (what == NO_WAIT || what == PARTIAL) wait_products<0>();
 }
 
