@@ -138,7 +138,7 @@ using namespace gemm_sm90;
         gemm_gelu_##form##_forward_##W(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap w,          \
                                        const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap y,          \
                                        const bf16* bias, unsigned m, unsigned n, unsigned k) {                            \
-        SHARED_TILES(unsigned char, shared);                                                                              \
+        SHARED_ALIGNED(unsigned char, shared);                                                                            \
         gemm<W, K_MAJOR, K_MAJOR>(shared, a, w, {m, n, k, 1}, GeluForward<W, Form<true>>{x, y, {bias}});                    \
     }                                                                                                                     \
     EXPORT(gemm_gelu_##form##_forward_##W)                                                                                \
@@ -146,7 +146,7 @@ using namespace gemm_sm90;
         gemm_gelu_##form##_backward_##W(const __grid_constant__ TensorMap dy, const __grid_constant__ TensorMap w,        \
                                         const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap dx,        \
                                         float* partials, unsigned m, unsigned n, unsigned k) {                            \
-        SHARED_TILES(unsigned char, shared);                                                                              \
+        SHARED_ALIGNED(unsigned char, shared);                                                                            \
         gemm<W, K_MAJOR, MN_MAJOR>(shared, dy, w, {m, n, k, 1}, GeluBackward<W, Form<true>>{x, dx, partials});            \
     }                                                                                                                     \
     EXPORT(gemm_gelu_##form##_backward_##W)

@@ -16,28 +16,28 @@ using namespace gemm_sm90;
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1)                                                         \
         gemm_forward_##W(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,                        \
                          const __grid_constant__ TensorMap y, const bf16* bias, unsigned m, unsigned n, unsigned k) {     \
-        SHARED_TILES(unsigned char, shared);                                                                              \
+        SHARED_ALIGNED(unsigned char, shared);                                                                            \
         gemm<W, K_MAJOR, K_MAJOR>(shared, x, w, {m, n, k, 1}, Biased<W>{y, {bias}});                                      \
     }                                                                                                                     \
     EXPORT(gemm_forward_##W)                                                                                              \
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1)                                                         \
         gemm_dgrad_##W(const __grid_constant__ TensorMap dy, const __grid_constant__ TensorMap w,                         \
                        const __grid_constant__ TensorMap dx, unsigned m, unsigned n, unsigned k) {                        \
-        SHARED_TILES(unsigned char, shared);                                                                              \
+        SHARED_ALIGNED(unsigned char, shared);                                                                            \
         gemm<W, K_MAJOR, MN_MAJOR>(shared, dy, w, {m, n, k, 1}, Biased<W>{dx, {nullptr}});                                \
     }                                                                                                                     \
     EXPORT(gemm_dgrad_##W)                                                                                                \
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1)                                                         \
         gemm_dgrad_add_##W(const __grid_constant__ TensorMap dy, const __grid_constant__ TensorMap w,                     \
                            const __grid_constant__ TensorMap dx, unsigned m, unsigned n, unsigned k) {                    \
-        SHARED_TILES(unsigned char, shared);                                                                              \
+        SHARED_ALIGNED(unsigned char, shared);                                                                            \
         gemm<W, K_MAJOR, MN_MAJOR>(shared, dy, w, {m, n, k, 1}, Added<W>{dx});                                            \
     }                                                                                                                     \
     EXPORT(gemm_dgrad_add_##W)                                                                                            \
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 1)                                                         \
         gemm_wgrad_##W(const __grid_constant__ TensorMap dy, const __grid_constant__ TensorMap x, float* dw, unsigned m,  \
                        unsigned n, unsigned k, unsigned parts, unsigned add) {                                            \
-        SHARED_TILES(unsigned char, shared);                                                                              \
+        SHARED_ALIGNED(unsigned char, shared);                                                                            \
         gemm<W, MN_MAJOR, MN_MAJOR>(shared, dy, x, {m, n, k, parts}, Float<W>{dw, add != 0});                             \
     }                                                                                                                     \
     EXPORT(gemm_wgrad_##W)
