@@ -1,6 +1,6 @@
 //! Our own products on compute capability 9.0, alone and with GELU fused.
 
-use crate::check::{close, close_f32, cuda, device, noise, rounded, rounded_f32, same_bits};
+use crate::check::{close, close_f32, cuda, device, noise, older_device, rounded, rounded_f32, same_bits};
 use crate::linear::{Choosing, given, sealed};
 use crate::side::*;
 use half::bf16;
@@ -210,6 +210,17 @@ fn they_are_what_runs() {
         let other = self::names(&Case::new(0, [33, 12, 20]), &cuda);
         assert!(!other.iter().any(|name| name.starts_with("gemm_")), "{other:?}");
     }
+}
+
+#[test]
+fn devices_without_them_do_without() {
+    let Some(device) = older_device() else { return };
+    let own = Some(Tiles { columns: 256, parts: 1 });
+    let cuda = Cuda::new(device, Options { own, ..Options::default() }).unwrap();
+    let case = Case::new(0, [130, 72, 136]);
+    case.check_products(&cuda);
+    let names = names(&case, &cuda);
+    assert!(!names.iter().any(|name| name.starts_with("gemm_")), "{names:?}");
 }
 
 /// Where nothing is fused the two ops are the single ones.
