@@ -154,6 +154,63 @@ fn maps_that_the_copy_engine_does_not_have_are_refused() {
     }
 }
 
+/// Two tiles of 0 and 1 that were made in one place.
+fn stores(what: i32) {
+    let (stream, y) = (Stream::new(), Buffer::<bf16>::fresh(128 * 64));
+    let map = Matrix::new(y.at, 128, 64, 128, 64).encode().unwrap();
+    run(&stream, "test_stores", 96, 64 * 128, &[arg(map), arg(what)]);
+    let right = |(i, x): (usize, &bf16)| x.to_f32() == (i / (64 * 64)) as f32;
+    assert!(y.read().iter().enumerate().all(right), "the result is wrong");
+}
+
+#[test]
+#[ignore = "run by `what_is_wrong_with_stores_is_told` in a process of its own"]
+fn wrong_stores() {
+    for _ in 0..12 {
+        stores(number("WHAT"));
+    }
+}
+
+#[test]
+fn what_is_wrong_with_stores_is_told() {
+    let cases: [(i32, &[&str]); 4] = [
+        (1, &["a copy from shared memory reads shared address", "which a thread wrote without fence_async"]),
+        (
+            2,
+            &[
+                "the result is wrong",
+                "which a thread wrote without fence_async after it, or after this was issued",
+            ],
+        ),
+        (3, &["leaves the kernel without having waited for its copies from shared memory"]),
+        (4, &["copies from shared memory that commit_stores did not follow"]),
+    ];
+    told("hopper::wrong_stores", &cases);
+}
+
+#[test]
+#[ignore = "run by `registers_are_not_given_twice` in a process of its own"]
+fn move_registers() {
+    run(&Stream::new(), "test_registers", 384, 0, &[arg(number("FIRST")), arg(number("SECOND"))]);
+}
+
+#[test]
+fn registers_are_not_given_twice() {
+    let cases = [
+        (40, 240, "520 a thread in sum, are more than the 504 that the block has", false),
+        (24, 160, "setmaxnreg.inc to 160 registers, of a share of 168", false),
+        (176, 240, "setmaxnreg.dec to 176 registers, of a share of 168", false),
+        (20, 240, "multiples of 8 from 24 to 256 are possible", false),
+        (24, 236, "multiples of 8 from 24 to 256 are possible", false),
+        (24, 240, "", true),
+    ];
+    for (first, second, message, right) in cases {
+        let environment = [("FIRST", &*first.to_string()), ("SECOND", &*second.to_string())];
+        let (text, passed) = child("hopper::move_registers", &environment);
+        assert!(passed == right && text.contains(message), "{first} {second}: {text}");
+    }
+}
+
 const TILES: usize = 7;
 
 /// Sums of rows through a ring of two tiles: what the kernel gives and what is right.
@@ -279,7 +336,7 @@ fn what_is_wrong_with_copies_is_told() {
             (8, &["which was overwritten"]),
             (10, &["the result is wrong", "deadlock", "arrivals and lacks"]),
             (11, &["is not aligned to 1024 bytes"]),
-            (12, &["copies to shared memory still run", "leaves the kernel"]),
+            (12, &["copies to shared memory still run", "none has waited for the copies to shared memory"]),
         ],
     );
 }
