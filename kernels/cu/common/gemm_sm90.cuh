@@ -200,8 +200,9 @@ __device__ __forceinline__ void gemm(unsigned char* shared, const TensorMap& a, 
             multiply<W, A, B>(d, memory, ring, seat, s, [&] { epilogue.begin(p, seat, s); });
             epilogue.finish(d, p, seat, s);
         }
-        // The block's memory may not go before the copy engine has read it.
+        // The block's memory may not go before the copy engine has read it, nor a warp before its warpgroup is done with it.
         if (seat.leads) wait_stores_read<0>();
+        seat.sync();
     }
 }
 

@@ -63,7 +63,7 @@ impl Products {
         picks.extend(own::candidates(&self.device, shape).into_iter().map(Pick::Own));
         let bytes = if at.sums == 0 { 0 } else { shape.inputs * size_of::<f32>() };
         let sums = self.device.alloc(WHAT, bytes)?;
-        let trials = || {
+        let mut trials = || {
             self.device.copy(sums, at.sums, bytes)?;
             let best = self.fastest(&picks, &mut |pick| {
                 match pick {
