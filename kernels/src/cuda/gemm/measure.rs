@@ -40,7 +40,7 @@ impl Products {
                     Ok(unsafe { plan.run(&self.library, &trial, self.workspace, stream) }.is_ok())
                 }
                 // SAFETY: as above
-                Pick::Own(tiles) => unsafe { own::run(&self.device, &shape, tiles, &trial) }.map(|()| true),
+                Pick::Own(tiles) => Ok(unsafe { own::run(&self.device, &shape, tiles, &trial) }.is_ok()),
                 Pick::Apart => Ok(false),
             })
         });
@@ -62,16 +62,13 @@ impl Products {
         let mut picks = vec![Pick::Apart];
         picks.extend(own::candidates(&self.device, shape).into_iter().map(Pick::Own));
         let bytes = if at.sums == 0 { 0 } else { shape.inputs * size_of::<f32>() };
-        let sums = self.device.alloc(WHAT, bytes)?;
+        let Ok(sums) = self.device.alloc(WHAT, bytes) else { return Ok(Pick::Apart) };
         let mut trials = || {
             self.device.copy(sums, at.sums, bytes)?;
-            let best = self.fastest(&picks, &mut |pick| {
-                match pick {
-                    // SAFETY: the caller's
-                    Pick::Own(tiles) => unsafe { own::run(&self.device, shape, tiles, at) },
-                    _ => apart(),
-                }
-                .map(|()| true)
+            let best = self.fastest(&picks, &mut |pick| match pick {
+                // SAFETY: the caller's
+                Pick::Own(tiles) => Ok(unsafe { own::run(&self.device, shape, tiles, at) }.is_ok()),
+                _ => apart().map(|()| true),
             })?;
             self.device.copy(at.sums, sums, bytes)?;
             Ok(best)

@@ -35,6 +35,8 @@ const SUMS: usize = 2 << 10;
 /// Most parts of a sum, and the fewest steps of each: less is not worth the passes over the parts.
 const PARTS: usize = 4;
 const STEPS: usize = 8;
+/// Most bytes of all parts: what the largest layer of a model takes would be missed elsewhere.
+const PARTS_BYTES: usize = 64 << 20;
 /// How many times as busy parts are to make the blocks before they are tried.
 const WORTH: f64 = 1.05;
 
@@ -97,7 +99,7 @@ pub(super) fn candidates(device: &Device, shape: &Shape) -> Vec<Tiles> {
             items as f64 / (items.next_multiple_of(blocks)) as f64
         };
         let mut best = busy(1);
-        for parts in (2..=PARTS).filter(|parts| problem.steps() >= parts * STEPS) {
+        for parts in (2..=most_parts(shape)).filter(|parts| problem.steps() >= parts * STEPS) {
             if busy(parts) > best * WORTH {
                 best = busy(parts);
                 found.push(Tiles { columns, parts });
@@ -114,7 +116,9 @@ pub(super) fn takes(shape: &Shape, tiles: Tiles) -> bool {
 
 /// The most parts that a sum may be cut into.
 pub(super) fn most_parts(shape: &Shape) -> usize {
-    if shape.family == Family::Wgrad { Problem::of(shape).steps().min(PARTS) } else { 1 }
+    let problem = Problem::of(shape);
+    let room = PARTS_BYTES / (problem.m * problem.n * size_of::<f32>()).max(1);
+    if shape.family == Family::Wgrad { problem.steps().min(PARTS).min(room).max(1) } else { 1 }
 }
 
 /// The kernel's symbol.
