@@ -165,23 +165,11 @@ pub(super) unsafe fn run(device: &Device, shape: &Shape, tiles: Tiles, at: &Oper
         return Err(Error::Unsupported { op: shape.family.name(), what });
     }
     let Tiles { columns, parts } = tiles;
-    let Shape { family, rows, inputs, outputs, gelu, accumulate, .. } = *shape;
+    let Shape { family, gelu, accumulate, .. } = *shape;
     let problem = Problem::of(shape);
     let Problem { m, n, k } = problem;
-    // Which of A and B have k in rows of memory, so that a tile is one box.
-    let (a_box, b_box) = match family {
-        Family::Forward => (ROWS, columns),
-        Family::Dgrad => (ROWS, DEPTH),
-        Family::Wgrad => (DEPTH, DEPTH),
-    };
-    let (a, b) = match family {
-        Family::Forward => ([rows, inputs], [outputs, inputs]),
-        Family::Dgrad => ([rows, outputs], [outputs, inputs]),
-        Family::Wgrad => ([rows, outputs], [rows, inputs]),
-    };
-    // In the order of cuBLASLt what we call A is the second operand.
-    let launch = Launch::new(device, name(shape, columns));
-    let launch = launch.arg(map(at.b, a, a_box)?).arg(map(at.a, b, b_box)?);
+    let [a, b] = operands(shape, columns, at)?;
+    let launch = Launch::new(device, name(shape, columns)).arg(a).arg(b);
     let out = |address| map(address, [m, n], BOX);
     let mut partials = 0;
     let launch = match (family, gelu) {
@@ -213,6 +201,19 @@ pub(super) unsafe fn run(device: &Device, shape: &Shape, tiles: Tiles, at: &Oper
         (Family::Wgrad, _) if parts > 1 => unsafe { add_parts(device, at.d, partials, parts, m * n) },
         _ => Ok(()),
     }
+}
+
+/// A and B. Where k is in rows of memory a tile of a step is one box, else as many boxes as it takes.
+fn operands(shape: &Shape, columns: usize, at: &Operands) -> Result<[TensorMap; 2]> {
+    let Shape { family, rows, inputs, outputs, .. } = *shape;
+    let (x, w, y) = ([rows, inputs], [outputs, inputs], [rows, outputs]);
+    // In the order of cuBLASLt what we call A is the second operand.
+    let (a, b) = (at.b, at.a);
+    Ok(match family {
+        Family::Forward => [map(a, x, ROWS)?, map(b, w, columns)?],
+        Family::Dgrad => [map(a, y, ROWS)?, map(b, w, DEPTH)?],
+        Family::Wgrad => [map(a, y, DEPTH)?, map(b, x, DEPTH)?],
+    })
 }
 
 /// A matrix of bf16 without gaps, read and written in boxes of `lines` rows and 64 columns.
