@@ -1,7 +1,7 @@
 //! The linear layers' products, 2 rows inputs outputs operations each: as they are chosen by measurement, and on compute
 //! capability 9.0 by our own kernels, whether or not those are chosen.
 
-use crate::harness::{B, Bench, Work, all, all_mut};
+use crate::harness::{B, Bench, all, all_mut};
 use kernels::backend::*;
 use kernels::cuda::{Cuda, Options, Tiles};
 use kernels::{Backend, Result};
@@ -38,24 +38,23 @@ fn family(
     outputs: usize,
 ) -> Result<()> {
     let size = LinearSize { rows, inputs, outputs };
-    let work = Work::Flops(2 * rows * inputs * outputs);
     let (x, w) = (bench.elems(rows * inputs)?, bench.elems(outputs * inputs)?);
     let (bias, mut y) = (bench.elems(outputs)?, bench.elems(rows * outputs)?);
     let (mut dx, mut grads) = (bench.elems(rows * inputs)?, bench.floats(outputs * inputs)?);
     for (by, cuda) in doers {
-        bench.run(&format!("linear_forward {name}{by}"), work, |_| {
+        bench.run(&format!("linear_forward {name}{by}"), |_| {
             let (y, x, w, bias) = (all_mut(&mut y), all(&x), all(&w), Some(all(&bias)));
             cuda.linear_forward(LinearForward { y, x, w, bias, size })
         })?;
-        bench.run(&format!("linear_dgrad {name}{by}"), work, |_| {
+        bench.run(&format!("linear_dgrad {name}{by}"), |_| {
             let (dx, dy, w) = (all_mut(&mut dx), all(&y), all(&w));
             cuda.linear_dgrad(LinearDgrad { dx, dy, w, accumulate: false, size })
         })?;
-        bench.run(&format!("linear_dgrad added {name}{by}"), work, |_| {
+        bench.run(&format!("linear_dgrad added {name}{by}"), |_| {
             let (dx, dy, w) = (all_mut(&mut dx), all(&y), all(&w));
             cuda.linear_dgrad(LinearDgrad { dx, dy, w, accumulate: true, size })
         })?;
-        bench.run(&format!("linear_wgrad {name}{by}"), work, |_| {
+        bench.run(&format!("linear_wgrad {name}{by}"), |_| {
             let (grads, dw, dy, x) = (all_mut(&mut grads), 0..outputs * inputs, all(&y), all(&x));
             cuda.linear_wgrad(LinearWgrad { grads, dw, dy, x, size })
         })?;
@@ -66,18 +65,17 @@ fn family(
 /// The feed-forward part's products with GELU: fused, or both kernels, whichever is chosen.
 fn with_gelu(bench: &mut Bench<'_>, doers: &[Doer<'_>]) -> Result<()> {
     let (t, h, f) = (bench.shape.tokens(), bench.shape.hidden, bench.shape.inner);
-    let work = Work::Flops(2 * t * h * f);
     let (x, w, bias) = (bench.elems(t * h)?, bench.elems(f * h)?, bench.elems(f)?);
     let (mut inner, mut y, mut grads) = (bench.elems(t * f)?, bench.elems(t * f)?, bench.floats(f)?);
     for (form, kind) in [("tanh", Gelu::Tanh), ("erf", Gelu::Erf)] {
         for (by, cuda) in doers {
-            bench.run(&format!("linear_gelu_forward {form} ffn1{by}"), work, |_| {
+            bench.run(&format!("linear_gelu_forward {form} ffn1{by}"), |_| {
                 let (inner, y, size) =
                     (all_mut(&mut inner), all_mut(&mut y), LinearSize { rows: t, inputs: h, outputs: f });
                 let (x, w, bias) = (all(&x), all(&w), all(&bias));
                 cuda.linear_gelu_forward(LinearGeluForward { y, inner, x, w, bias, kind, size })
             })?;
-            bench.run(&format!("linear_gelu_dgrad {form} ffn2{by}"), work, |_| {
+            bench.run(&format!("linear_gelu_dgrad {form} ffn2{by}"), |_| {
                 let (dinner, grads, size) =
                     (all_mut(&mut y), all_mut(&mut grads), LinearSize { rows: t, inputs: f, outputs: h });
                 let (dy, w, inner, dbias) = (all(&x), all(&w), all(&inner), 0..f);

@@ -31,8 +31,10 @@
 //! Ranks are processes of one machine: the one that makes NCCL's id serves the others on a thread. Calls do not block, so that
 //! who does not ask whether NCCL is done goes wrong; sums are added in the order of rings, not of ranks.
 //!
-//! Not emulated: clusters, cooperative launches, tensor maps of other than two dimensions, peer access, memory pools. A kernel that reads pageable host
-//! memory is not found out, nor is a race between threads that no drawn order brings to light.
+//! Not emulated: clusters, cooperative launches, tensor maps of other than two dimensions, peer access, memory pools. A
+//! kernel that reads pageable host memory is not found out, nor is a race between threads that no drawn order brings to
+//! light, nor a `fence_async` that only some of the threads call which wrote. Sums of products are rounded as f32's are,
+//! where the tensor cores cut off.
 
 use std::sync::OnceLock;
 

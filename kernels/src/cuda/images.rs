@@ -80,8 +80,10 @@ fn parse(report: &str) -> Vec<Resources> {
         }
     }
     for remark in remarks {
-        let named = |r: &&mut Resources| remark.contains(&format!("'{}'", r.kernel));
-        found.iter_mut().filter(named).for_each(|r| r.remarks.push(remark.to_owned()));
+        // One that names no kernel is held against all of the file.
+        let names = |r: &Resources| remark.contains(&format!("'{}'", r.kernel));
+        let any = found.iter().any(names);
+        found.iter_mut().filter(|r| !any || names(r)).for_each(|r| r.remarks.push(remark.to_owned()));
     }
     found
 }
@@ -97,7 +99,8 @@ mod tests {
                       ptxas info    : Function properties for f_bf16\n    \
                       16 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads\n\
                       ptxas info    : Used 22 registers, used 1 barriers, 128 bytes smem\n\
-                      ptxas info    : (C7514) Potential Performance Loss: serialized in the function 'f_bf16'\n";
+                      ptxas info    : (C7514) Potential Performance Loss: serialized in the function 'f_bf16'\n\
+                      ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored\n";
         let want = Resources {
             kernel: "f_bf16".into(),
             arch: "sm_90a".into(),
@@ -105,7 +108,15 @@ mod tests {
             shared: 128,
             stack: 16,
             spills: 20,
-            remarks: vec![report.lines().last().unwrap().into()],
+            remarks: report
+                .lines()
+                .rev()
+                .take(2)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .rev()
+                .map(Into::into)
+                .collect(),
         };
         assert_eq!(parse(report), [want]);
     }

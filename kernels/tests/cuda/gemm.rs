@@ -139,7 +139,7 @@ fn names(case: &Case, cuda: &Cuda<bf16>) -> Vec<&'static str> {
     case.run(cuda);
     let times = cuda.device().profile().unwrap();
     cuda.device().set_profile(false).unwrap();
-    times.into_iter().map(|time| time.name).collect()
+    times.iter().flat_map(|op| op.kernels.iter().map(|kernel| kernel.name)).collect()
 }
 
 const SIZES: [[usize; 3]; 10] = [
