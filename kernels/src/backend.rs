@@ -32,7 +32,7 @@ pub struct Size2 {
 }
 
 /// GELU's two forms (Hendrycks and Gimpel, 2016).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Gelu {
     /// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`: original BERT and MLPerf.
     Tanh,
@@ -219,6 +219,45 @@ pub struct LinearForward<'a, B: Backend> {
     /// [outputs]
     pub bias: Option<Elems<'a, B>>,
     /// Sizes.
+    pub size: LinearSize,
+}
+
+/// `inner = x w^T + bias; y = gelu(inner)`: a linear layer and the GELU of what it makes.
+pub struct LinearGeluForward<'a, B: Backend> {
+    /// out [rows, outputs]
+    pub y: ElemsMut<'a, B>,
+    /// out [rows, outputs]: kept for backward
+    pub inner: ElemsMut<'a, B>,
+    /// [rows, inputs]
+    pub x: Elems<'a, B>,
+    /// [outputs, inputs]
+    pub w: Elems<'a, B>,
+    /// [outputs]
+    pub bias: Elems<'a, B>,
+    /// Which form.
+    pub kind: Gelu,
+    /// Sizes.
+    pub size: LinearSize,
+}
+
+/// `dinner = (dy w) gelu'(inner)`: dgrad of a linear layer whose input is `gelu(inner)`, and through that GELU; with the bias
+/// gradient of the linear layer that made `inner`.
+pub struct LinearGeluDgrad<'a, B: Backend> {
+    /// out [rows, inputs]
+    pub dinner: ElemsMut<'a, B>,
+    /// [rows, outputs]
+    pub dy: Elems<'a, B>,
+    /// [outputs, inputs]
+    pub w: Elems<'a, B>,
+    /// [rows, inputs]
+    pub inner: Elems<'a, B>,
+    /// Which form.
+    pub kind: Gelu,
+    /// All gradients of parameters.
+    pub grads: AccsMut<'a, B>,
+    /// [inputs]: column sums of dinner are added
+    pub dbias: Range<usize>,
+    /// Sizes of the layer that dgrad is of.
     pub size: LinearSize,
 }
 
@@ -575,6 +614,10 @@ pub trait Backend: Sized + Send + Sync + 'static {
     fn layernorm_backward(&self, args: LayerNormBackward<'_, Self>) -> Result<()>;
     /// See [`LinearForward`].
     fn linear_forward(&self, args: LinearForward<'_, Self>) -> Result<()>;
+    /// See [`LinearGeluForward`].
+    fn linear_gelu_forward(&self, args: LinearGeluForward<'_, Self>) -> Result<()>;
+    /// See [`LinearGeluDgrad`].
+    fn linear_gelu_dgrad(&self, args: LinearGeluDgrad<'_, Self>) -> Result<()>;
     /// See [`LinearDgrad`].
     fn linear_dgrad(&self, args: LinearDgrad<'_, Self>) -> Result<()>;
     /// See [`LinearWgrad`].

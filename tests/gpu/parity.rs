@@ -1,12 +1,13 @@
 //! The golden files and whole steps, against the reference and against the CPU.
 
-use super::cuda;
+use super::{cuda, device};
 use crate::parity::steps;
 use crate::training::model;
 use engine::config::{ModelConfig, Recompute};
 use engine::verify::{self, Limits, VerifyLine};
 use half::bf16;
 use kernels::cpu::Cpu;
+use kernels::cuda::{Cuda, Options, Tiles};
 use std::path::Path;
 
 const FILES: [&str; 4] = ["tiny-erf", "odd-tanh", "head64-tanh", "fresh-erf"];
@@ -26,9 +27,21 @@ fn every_golden_file_agrees_in_f32() {
 
 #[test]
 fn every_golden_file_agrees_in_bf16() {
-    for name in FILES {
+    agree_in_bf16(&FILES, cuda);
+}
+
+/// With our own products and what they fuse, where sizes allow.
+#[test]
+fn golden_files_agree_with_our_own_products() {
+    let tiles = Tiles { columns: 128, parts: 1 };
+    let options = || Options { measure: false, own: Some(tiles), ..Options::default() };
+    agree_in_bf16(&["tiny-erf", "head64-tanh"], || Cuda::new(device(), options()).unwrap());
+}
+
+fn agree_in_bf16(files: &[&str], make: impl Fn() -> Cuda<bf16>) {
+    for name in files {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../tests/golden/{name}.safetensors"));
-        let lines = verify::run(&|| Ok(cuda::<bf16>()), &path, Limits::BF16).unwrap();
+        let lines = verify::run(&|| Ok(make()), &path, Limits::BF16).unwrap();
         assert_eq!(lines.len(), 7);
         for VerifyLine { what, worst, error, limit, .. } in &lines {
             println!("{name}: {what}: {error:.2e} of {limit:.0e} at {worst}");

@@ -56,12 +56,7 @@ pub fn forward<B: Backend>(
             cols: h,
         })?;
         let masked = B::at(&acts.masked, 0..len);
-        pass.linear(&pass.table.transform, &mut acts.transform, masked, transform)?;
-        pass.backend.gelu_forward(GeluForward {
-            y: B::at_mut(&mut acts.norm.z, 0..len),
-            x: B::at(&acts.transform, 0..len),
-            kind: pass.config.gelu,
-        })?;
+        pass.linear_gelu(&pass.table.transform, [&mut acts.transform, &mut acts.norm.z], masked, transform)?;
         let norm = &pass.table.transform_norm;
         pass.norm(norm, &mut acts.norm, &mut acts.normed, None, pass.no_dropout(), dims.masked)?;
         pass.linear(&pass.decoder(), &mut acts.logits, B::at(&acts.normed, 0..len), decoder)?;

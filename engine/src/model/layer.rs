@@ -45,6 +45,26 @@ impl<B: Backend> Pass<'_, B> {
         })?)
     }
 
+    /// `inner = x w^T + b` and `y = gelu(inner)` for one of the table's linear layers.
+    pub(super) fn linear_gelu(
+        &self,
+        linear: &Linear,
+        [inner, y]: [&mut B::Mem<B::Elem>; 2],
+        x: Elems<'_, B>,
+        size: LinearSize,
+    ) -> Result<()> {
+        let len = size.rows * size.outputs;
+        Ok(self.backend.linear_gelu_forward(LinearGeluForward {
+            y: B::at_mut(y, 0..len),
+            inner: B::at_mut(inner, 0..len),
+            x: B::shorten(x),
+            w: B::weight(self.weights, linear.weight.clone()),
+            bias: B::weight(self.weights, linear.bias.clone()),
+            kind: self.config.gelu,
+            size,
+        })?)
+    }
+
     /// `dx = dy w`, or added.
     pub(super) fn dgrad(
         &self,
@@ -211,12 +231,7 @@ pub fn forward<B: Backend>(
 
     let inner = s.rows * s.inner;
     let y1 = B::at(&acts.attended, 0..len);
-    pass.linear(&tensors.intermediate, &mut acts.inner, y1, s.up())?;
-    pass.backend.gelu_forward(GeluForward {
-        y: B::at_mut(&mut acts.gelu, 0..inner),
-        x: B::at(&acts.inner, 0..inner),
-        kind: pass.config.gelu,
-    })?;
+    pass.linear_gelu(&tensors.intermediate, [&mut acts.inner, &mut acts.gelu], y1, s.up())?;
     pass.linear(&tensors.output, &mut acts.output_norm.z, B::at(&acts.gelu, 0..inner), s.down())?;
     let dropout = pass.drops.hidden(index, Site::FeedForwardOutput, keys);
     pass.norm(&tensors.output_norm, &mut acts.output_norm, y, Some(y1), dropout, s.rows)
@@ -287,14 +302,15 @@ pub fn backward<B: Backend>(
     )?;
     let dbranch = B::at(dx, 0..len);
     pass.wgrad(params, &tensors.output.weight, dbranch, B::at(&acts.gelu, 0..inner), s.down())?;
-    pass.dgrad(&tensors.output, dinner, dbranch, false, s.down())?;
-    pass.backend.gelu_backward(GeluBackward {
-        dy: B::at_mut(dinner, 0..inner),
-        x: B::at(&acts.inner, 0..inner),
+    pass.backend.linear_gelu_dgrad(LinearGeluDgrad {
+        dinner: B::at_mut(dinner, 0..inner),
+        dy: B::shorten(dbranch),
+        w: B::weight(pass.weights, tensors.output.weight.clone()),
+        inner: B::at(&acts.inner, 0..inner),
         kind: pass.config.gelu,
         grads: B::at_mut(params, 0..pass.table.len),
         dbias: tensors.intermediate.bias.clone(),
-        size: Size2 { rows: s.rows, cols: s.inner },
+        size: s.down(),
     })?;
     let (dup, y1) = (B::at(dinner, 0..inner), B::at(&acts.attended, 0..len));
     pass.wgrad(params, &tensors.intermediate.weight, dup, y1, s.up())?;

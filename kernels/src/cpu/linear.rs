@@ -3,11 +3,14 @@
 //! Bound by arithmetic. A product's result depends on its sizes and on the machine's vector width and caches, not on
 //! the number of threads, as `gemm` splits rows and columns among them but never the sum.
 
-use crate::backend::{BiasGrad, LinearDgrad, LinearForward, LinearSize, LinearWgrad, Size2};
-use crate::cpu::Cpu;
+use crate::backend::{
+    BiasGrad, GeluBackward, GeluForward, LinearDgrad, LinearForward, LinearGeluDgrad, LinearGeluForward,
+    LinearSize, LinearWgrad, Size2,
+};
 use crate::cpu::math::{add, add_partials, block_rows, grain, range_mut, simd};
 use crate::cpu::memory::Scratch;
-use crate::error::check_len;
+use crate::cpu::{Cpu, gelu};
+use crate::error::{check_len, check_range};
 use crate::{Result, Scalar};
 use gemm::Parallelism;
 use rayon::prelude::*;
@@ -108,6 +111,35 @@ pub(super) fn forward<T: Scalar>(args: LinearForward<'_, Cpu<T>>) -> Result<()> 
     // SAFETY: the lengths were checked, and y is borrowed mutably
     unsafe { product(y, bias.is_some(), T::ONE, x, w.transposed(), Parallelism::Rayon(0)) };
     Ok(())
+}
+
+/// The product, then GELU: between two passes over memory nothing is gained by joining them.
+pub(super) fn gelu_forward<T: Scalar>(args: LinearGeluForward<'_, Cpu<T>>) -> Result<()> {
+    let LinearGeluForward { y, inner, x, w, bias, kind, size } = args;
+    let LinearSize { rows, inputs, outputs } = size;
+    const OP: &str = "linear_gelu_forward";
+    check_len(OP, "y", y.len(), rows * outputs)?;
+    check_len(OP, "inner", inner.len(), rows * outputs)?;
+    check_len(OP, "x", x.len(), rows * inputs)?;
+    check_len(OP, "w", w.len(), outputs * inputs)?;
+    check_len(OP, "bias", bias.len(), outputs)?;
+    forward::<T>(LinearForward { y: &mut *inner, x, w, bias: Some(bias), size })?;
+    gelu::forward::<T>(GeluForward { y, x: inner, kind })
+}
+
+/// The product, then GELU's slope in place.
+pub(super) fn gelu_dgrad<T: Scalar>(scratch: &Scratch, args: LinearGeluDgrad<'_, Cpu<T>>) -> Result<()> {
+    let LinearGeluDgrad { dinner, dy, w, inner, kind, grads, dbias, size } = args;
+    let LinearSize { rows, inputs, outputs } = size;
+    const OP: &str = "linear_gelu_dgrad";
+    check_len(OP, "dinner", dinner.len(), rows * inputs)?;
+    check_len(OP, "dy", dy.len(), rows * outputs)?;
+    check_len(OP, "w", w.len(), outputs * inputs)?;
+    check_len(OP, "inner", inner.len(), rows * inputs)?;
+    check_range(OP, "dbias", grads.len(), &dbias, inputs)?;
+    dgrad::<T>(LinearDgrad { dx: &mut *dinner, dy, w, accumulate: false, size })?;
+    let size = Size2 { rows, cols: inputs };
+    gelu::backward::<T>(scratch, GeluBackward { dy: dinner, x: inner, kind, grads, dbias, size })
 }
 
 pub(super) fn dgrad<T: Scalar>(args: LinearDgrad<'_, Cpu<T>>) -> Result<()> {

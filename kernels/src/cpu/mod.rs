@@ -165,6 +165,12 @@ impl<T: Scalar> Backend for Cpu<T> {
     fn linear_forward(&self, args: LinearForward<'_, Self>) -> Result<()> {
         linear::forward(args)
     }
+    fn linear_gelu_forward(&self, args: LinearGeluForward<'_, Self>) -> Result<()> {
+        linear::gelu_forward(args)
+    }
+    fn linear_gelu_dgrad(&self, args: LinearGeluDgrad<'_, Self>) -> Result<()> {
+        linear::gelu_dgrad(&self.scratch, args)
+    }
     fn linear_dgrad(&self, args: LinearDgrad<'_, Self>) -> Result<()> {
         linear::dgrad(args)
     }

@@ -143,6 +143,11 @@ impl<T> ViewMut<'_, T> {
         self.ptr.is_multiple_of(16)
     }
 
+    /// The elements, to be read.
+    pub(crate) fn view(&self) -> View<'_, T> {
+        View { ptr: self.ptr, len: self.len, kind: PhantomData }
+    }
+
     /// A part, which must lie inside.
     pub(crate) fn part(&mut self, range: Range<usize>) -> ViewMut<'_, T> {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {} elements", self.len);

@@ -1,7 +1,7 @@
 //! The ops on an NVIDIA GPU, generic over `f32` and `bf16` weights and activations; everything else is `f32`.
 //!
 //! One file of `cu/` holds an op's kernels, the file of the same name here checks the lengths and launches them. Products go
-//! through cuBLASLt (gemm/). Every op is queued on one stream and returns at once.
+//! through cuBLASLt or our own kernels (gemm/). Every op is queued on one stream and returns at once.
 
 mod attention;
 mod columns;
@@ -30,6 +30,7 @@ mod timing;
 mod transfer;
 mod work;
 
+pub use gemm::Tiles;
 pub use device::{Device, OLDEST, OLDEST_DRIVER, count, driver_version, pci_bus_id};
 pub use images::{ARCHS, COMPILER, IMAGES, Image, Resources, resources};
 pub use memory::{Memory, View, ViewMut};
@@ -97,12 +98,14 @@ pub struct Options {
     /// Files that keep the algorithms between processes, so that a later run ends with the same bits: the first one that is
     /// there is read, all are written.
     pub choices: Vec<PathBuf>,
+    /// Where our own kernels can do a product they do it with these tiles, faster or not: for tests and benchmarks.
+    pub own: Option<Tiles>,
 }
 
 impl Default for Options {
     /// No graphs, algorithms by measurement.
     fn default() -> Self {
-        Self { graph: false, measure: true, choices: Vec::new() }
+        Self { graph: false, measure: true, choices: Vec::new(), own: None }
     }
 }
 
@@ -293,6 +296,14 @@ impl<E: Element> Backend for Cuda<E> {
     fn linear_forward(&self, args: LinearForward<'_, Self>) -> Result<()> {
         let _op = self.device.op(|| work::linear_forward(&args));
         linear::forward(&self.products, args)
+    }
+    fn linear_gelu_forward(&self, args: LinearGeluForward<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::linear_gelu_forward(&args));
+        linear::gelu_forward(&self.device, &self.products, args)
+    }
+    fn linear_gelu_dgrad(&self, args: LinearGeluDgrad<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::linear_gelu_dgrad(&args));
+        linear::gelu_dgrad(&self.device, &self.products, args)
     }
     fn linear_dgrad(&self, args: LinearDgrad<'_, Self>) -> Result<()> {
         let _op = self.device.op(|| work::linear_dgrad(&args));

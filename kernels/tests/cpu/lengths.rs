@@ -147,6 +147,36 @@ fn linear() {
 }
 
 #[test]
+fn linear_with_gelu() {
+    let (size, kind) = (LinearSize { rows: 2, inputs: 3, outputs: 4 }, Gelu::Erf);
+    each_wrong_length(5, |n| {
+        let (x, w, bias) = (zeros(n(2, 6)), zeros(n(3, 12)), zeros(n(4, 4)));
+        B::new().linear_gelu_forward(LinearGeluForward::<B> {
+            y: &mut zeros(n(0, 8)),
+            inner: &mut zeros(n(1, 8)),
+            x: &x,
+            w: &w,
+            bias: &bias,
+            kind,
+            size,
+        })
+    });
+    each_wrong_length(5, |n| {
+        let (dy, w, inner) = (zeros(n(1, 8)), zeros(n(2, 12)), zeros(n(3, 6)));
+        B::new().linear_gelu_dgrad(LinearGeluDgrad::<B> {
+            dinner: &mut zeros(n(0, 6)),
+            dy: &dy,
+            w: &w,
+            inner: &inner,
+            kind,
+            grads: &mut zeros(4),
+            dbias: 0..n(4, 3),
+            size,
+        })
+    });
+}
+
+#[test]
 fn elementwise() {
     let kind = Gelu::Erf;
     each_wrong_length(2, |n| {

@@ -41,6 +41,8 @@ same_answers! {
     layernorm_backward: 11,
     embedding_forward: 13,
     embedding_backward: 15,
+    linear_gelu_forward: 5,
+    linear_gelu_dgrad: 5,
     gelu_forward: 2,
     gelu_backward: 3,
     tanh_backward: 2,
@@ -136,6 +138,31 @@ mod ops {
             dgamma: 27..27 + n(13, 3),
             dbeta: 30..33,
             dropout: dropout(0.5, &i(b, &[0; 3], n(14, 2))),
+        })
+    }
+
+    pub fn linear_gelu_forward<B: Side>(b: &B, n: Length<'_>) -> Result<()> {
+        b.linear_gelu_forward(LinearGeluForward {
+            y: e(b, n(0, 8)).at_mut(),
+            inner: e(b, n(1, 8)).at_mut(),
+            x: e(b, n(2, 6)).at(),
+            w: e(b, n(3, 12)).at(),
+            bias: e(b, n(4, 4)).at(),
+            kind: Gelu::Tanh,
+            size: LinearSize { rows: 2, inputs: 3, outputs: 4 },
+        })
+    }
+
+    pub fn linear_gelu_dgrad<B: Side>(b: &B, n: Length<'_>) -> Result<()> {
+        b.linear_gelu_dgrad(LinearGeluDgrad {
+            dinner: e(b, n(0, 6)).at_mut(),
+            dy: e(b, n(1, 8)).at(),
+            w: e(b, n(2, 12)).at(),
+            inner: e(b, n(3, 6)).at(),
+            kind: Gelu::Erf,
+            grads: a(b, 4).at_mut(),
+            dbias: 0..n(4, 3),
+            size: LinearSize { rows: 2, inputs: 3, outputs: 4 },
         })
     }
 

@@ -210,29 +210,30 @@ fn wrong_lengths_are_errors() {
 }
 
 /// A backend that chooses by measuring, and the file that it keeps its choices in.
-struct Choosing<E> {
-    cuda: Cuda<E>,
+pub struct Choosing<E> {
+    pub cuda: Cuda<E>,
     dir: tempfile::TempDir,
 }
 
 impl<E: Element> Choosing<E> {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let options = Options { graph: false, measure: true, choices: vec![dir.path().join("products.txt")] };
+        let options = Options { choices: vec![dir.path().join("products.txt")], ..Options::default() };
         Self { cuda: Cuda::new(device(), options).unwrap(), dir }
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("products.txt")).unwrap()
     }
 }
 
 /// A backend that finds these choices, and what it says of them.
-fn given<E: Element>(text: &str) -> (Cuda<E>, String) {
+pub fn given<E: Element>(text: &str) -> (Cuda<E>, String) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("products.txt");
     std::fs::write(&file, text).unwrap();
-    let cuda = Cuda::new(device(), Options { graph: false, measure: false, choices: vec![file] }).unwrap();
+    let cuda =
+        Cuda::new(device(), Options { measure: false, choices: vec![file], ..Options::default() }).unwrap();
     let said = cuda.remarks(64).concat();
     (cuda, said)
 }
@@ -262,7 +263,7 @@ fn the_first_file_counts_and_all_are_written() {
     let dir = tempfile::tempdir().unwrap();
     let files = [dir.path().join("run/products.txt"), dir.path().join("cache/products.txt")];
     let open = || {
-        let options = Options { graph: false, measure: true, choices: files.to_vec() };
+        let options = Options { choices: files.to_vec(), ..Options::default() };
         Cuda::<bf16>::new(device(), options).unwrap()
     };
     let texts = || [0, 1].map(|i| std::fs::read_to_string(&files[i]).unwrap());
@@ -286,8 +287,7 @@ fn the_first_file_counts_and_all_are_written() {
     assert_eq!(text.lines().count(), 3 + 6);
     // A folder that cannot be made: training goes on, and the user hears of it.
     let blocked = vec![files[0].join("below a file/products.txt")];
-    let cuda =
-        Cuda::<bf16>::new(device(), Options { graph: false, measure: true, choices: blocked }).unwrap();
+    let cuda = Cuda::<bf16>::new(device(), Options { choices: blocked, ..Options::default() }).unwrap();
     linear.run(&cuda);
     assert!(cuda.remarks(64).concat().contains("cannot be written"));
 }
@@ -335,7 +335,7 @@ fn foreign_choices_are_passed_over() {
 /// A line with an algorithm of zeros.
 fn no_algorithm(line: &str) -> String {
     match line.split_once(": ") {
-        Some((product, _)) => format!("{product}: 0 0 0 0 0 0 0 0"),
+        Some((product, _)) => format!("{product}: cublaslt 0 0 0 0 0 0 0 0"),
         None => line.into(),
     }
 }
@@ -343,20 +343,20 @@ fn no_algorithm(line: &str) -> String {
 /// The emulator's algorithm of that number in every line.
 fn with_algorithm(text: &str, id: u64) -> String {
     let change = |line: &str| {
-        let Some((product, words)) = line.split_once(": ") else { return line.to_owned() };
+        let Some((product, words)) = line.split_once(": cublaslt ") else { return line.to_owned() };
         let old: Vec<_> = words.split(' ').map(|w| u64::from_str_radix(w, 16).unwrap()).collect();
         let new = (0..8).map(|i| match i {
             0 | 2 => old[i],
             1 => id,
             _ => old[2].wrapping_mul(id + i as u64),
         });
-        format!("{product}: {}", new.map(|w| format!("{w:x}")).collect::<Vec<_>>().join(" "))
+        format!("{product}: cublaslt {}", new.map(|w| format!("{w:x}")).collect::<Vec<_>>().join(" "))
     };
     sealed(&text.lines().map(change).collect::<Vec<_>>().join("\n"))
 }
 
 /// The text with the checksum that belongs to it.
-fn sealed(text: &str) -> String {
+pub fn sealed(text: &str) -> String {
     let body = format!("{}\n", text.trim_end().rsplit_once("\nsum ").unwrap().0);
     let sum = body
         .bytes()

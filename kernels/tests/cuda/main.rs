@@ -9,6 +9,7 @@ mod attention_sm90;
 mod check;
 mod elementwise;
 mod embedding;
+mod gemm;
 mod layernorm;
 mod lengths;
 mod linear;

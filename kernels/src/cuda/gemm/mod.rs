@@ -1,4 +1,4 @@
-//! Products by cuBLASLt, from plans that are made once.
+//! Products by cuBLASLt, from plans that are made once, or by our own kernels.
 //!
 //! cuBLASLt's matrices are column-major, so that a row-major matrix is its own transpose there, and nothing is transposed in
 //! memory. With `op(A) op(B) = D`, sizes in columns' order:
@@ -11,26 +11,33 @@
 //!
 //! Sums are taken in f32, without TF32; an f32 product is one of f32.
 //!
-//! An algorithm belongs to a [`Choice`]: a product with its number of rows rounded up ([`bucket`]), as packed batches have
+//! On compute capability 9.0 [our own kernels](own) do them too, with GELU fused where it follows or goes before, and are candidates
+//! beside cuBLASLt's algorithms. Fused is compared with a product and GELU's kernel, one after the other.
+//!
+//! What does a product belongs to a [`Choice`]: a product with its number of rows rounded up ([`bucket`]), as packed batches have
 //! another number of rows every time. It is chosen by measurement at the first such product, kept by
-//! [`Kept`], and used for other numbers of rows where cuBLASLt says that it fits; where it does not, the first
-//! answer of cuBLASLt's heuristic is. So with the same choices the same products give the same bits.
+//! [`Kept`], and used for other numbers of rows. Where an algorithm of cuBLASLt does not fit another number of rows, by its own word, the
+//! first answer of cuBLASLt's heuristic is used, as it is where nothing is measured. So with the same choices the same products
+//! give the same bits.
 
 mod choices;
 mod kept;
 mod library;
+mod measure;
+mod own;
 mod plan;
 
+pub use own::Tiles;
 pub(crate) use plan::{Family, Operands, Shape};
 
 use super::device::{Device, lock};
 use super::{Kind, Options};
 use crate::Result;
-use choices::{Choice, Choices};
+use choices::{Choice, Choices, Pick};
 use cudarc::cublaslt::sys::cublasLtMatmulAlgo_t as Algorithm;
 use kept::Kept;
 use library::{Library, explain};
-use plan::{Answer, Plan};
+use plan::Plan;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
@@ -40,26 +47,27 @@ pub(super) use library::{dotted, version};
 const WORKSPACE: usize = 32 << 20;
 /// Plans that are kept; the one that was not used for longest makes place for a new one.
 const PLANS: usize = 1024;
-/// Algorithms that are measured.
-const CANDIDATES: usize = 16;
-/// Measured runs of each; the median counts.
-const RUNS: usize = 5;
-/// An algorithm is preferred to an earlier answer of the heuristic if it takes at most this share of its time. It keeps
-/// noise from changing the choice.
-const BETTER: f64 = 0.98;
-
 /// All products of a device.
 pub(crate) struct Products {
     device: Arc<Device>,
     library: Library,
     workspace: u64,
     measure: bool,
+    own: Option<Tiles>,
     state: Mutex<State>,
+}
+
+/// How a product is done.
+enum Way {
+    Library(Plan),
+    Own(Tiles),
+    /// Without what could be fused.
+    Apart,
 }
 
 #[derive(Default)]
 struct State {
-    plans: HashMap<Shape, (Plan, u64)>,
+    plans: HashMap<Shape, (Way, u64)>,
     /// Counts products, to tell which plan was not used for longest.
     clock: u64,
     choices: Choices,
@@ -82,6 +90,7 @@ impl Products {
             library,
             workspace,
             measure: options.measure,
+            own: options.own,
             state: Mutex::default(),
         };
         let (kept, choices) = Kept::open(&options.choices, &products.machine());
@@ -92,7 +101,7 @@ impl Products {
     /// Queues a product.
     ///
     /// # Safety
-    /// The operands' addresses hold for matrices of the shape.
+    /// The operands' addresses hold for matrices of the shape, which has no GELU.
     pub unsafe fn run(&self, shape: Shape, at: Operands) -> Result<()> {
         let shape = shape.aligned(&at);
         let explain = |error| explain(shape, error);
@@ -101,25 +110,78 @@ impl Products {
         state.clock += 1;
         if !state.plans.contains_key(&shape) {
             // SAFETY: the caller's
-            let plan = unsafe { self.plan(state, shape, &at) }?;
-            state.keep(shape, plan);
+            let way = unsafe { self.way(state, shape, &at) }?;
+            state.keep(shape, way);
         }
-        let Some((plan, used)) = state.plans.get_mut(&shape) else {
+        let Some((way, used)) = state.plans.get_mut(&shape) else {
             return Err(explain("the plan was lost".into()));
         };
         *used = state.clock;
         self.device.bind()?;
-        self.device.queue(shape.family.name(), || {
-            // SAFETY: the caller's; the workspace is used by one product after the other, as they are on one stream
-            unsafe { plan.run(&self.library, &at, self.workspace, self.device.compute()) }.map_err(explain)
-        })
+        match way {
+            // SAFETY: the caller's
+            Way::Own(tiles) => unsafe { own::run(&self.device, &shape, *tiles, &at) },
+            Way::Library(plan) => self.device.queue(shape.family.name(), || {
+                // SAFETY: the caller's; the workspace is used by one product after the other, as they are on one stream
+                unsafe { plan.run(&self.library, &at, self.workspace, self.device.compute()) }.map_err(explain)
+            }),
+            Way::Apart => Err(explain("nothing of a product without GELU".into())),
+        }
     }
 
-    /// Makes a plan with the algorithm of the shape's choice.
+    /// Queues a product with GELU: our kernel, or `apart`, which queues both.
+    ///
+    /// # Safety
+    /// As [`Self::run`]; `apart` computes what the kernel does.
+    pub unsafe fn run_gelu(
+        &self,
+        shape: Shape,
+        at: Operands,
+        apart: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let shape = shape.aligned(&at);
+        if !own::fits(&self.device, &shape) {
+            return apart();
+        }
+        let known = {
+            let mut state = lock(&self.state);
+            state.clock += 1;
+            let clock = state.clock;
+            state.plans.get_mut(&shape).map(|(way, used)| {
+                *used = clock;
+                if let Way::Own(tiles) = way { Some(*tiles) } else { None }
+            })
+        };
+        let own = match known {
+            Some(own) => own,
+            None => {
+                // SAFETY: the caller's
+                let own = unsafe { self.way_with_gelu(shape, &at, apart) }?;
+                lock(&self.state).keep(shape, own.map_or(Way::Apart, Way::Own));
+                own
+            }
+        };
+        match own {
+            // SAFETY: the caller's
+            Some(tiles) => unsafe { own::run(&self.device, &shape, tiles, &at) },
+            None => apart(),
+        }
+    }
+
+    /// What the options ask for.
+    fn asked(&self, shape: &Shape) -> Option<Tiles> {
+        let Tiles { columns, parts } = self.own.filter(|_| own::fits(&self.device, shape))?;
+        Some(Tiles { columns, parts: parts.min(own::most_parts(shape)) })
+    }
+
+    /// The way of the shape's choice.
     ///
     /// # Safety
     /// As [`Self::run`].
-    unsafe fn plan(&self, state: &mut State, shape: Shape, at: &Operands) -> Result<Plan> {
+    unsafe fn way(&self, state: &mut State, shape: Shape, at: &Operands) -> Result<Way> {
+        if let Some(tiles) = self.asked(&shape) {
+            return Ok(Way::Own(tiles));
+        }
         let explain = |error| explain(shape, error);
         self.device.bind()?;
         let mut plan = Plan::new(shape).map_err(explain)?;
@@ -128,80 +190,61 @@ impl Products {
         if known.is_none() && self.measure {
             // SAFETY: the caller's
             let best = unsafe { self.best(&mut plan, at) }?;
-            state.choices.insert(choice, best);
-            let text = state.choices.to_text(&self.machine());
-            if let Some(kept) = &mut state.kept {
-                kept.save(&text);
-            }
+            self.choose(state, choice, best);
             known = Some(best);
         }
-        let fitting = known.and_then(|algorithm| plan.check(&self.library, algorithm));
+        let fitting = match known {
+            Some(Pick::Own(tiles)) if own::takes(&shape, tiles) && own::fits(&self.device, &shape) => {
+                return Ok(Way::Own(tiles));
+            }
+            Some(Pick::Library(data)) => plan.check(&self.library, Algorithm { data }),
+            _ => None,
+        };
         // Its code may have to be loaded, which is not part of a graph.
         if fitting.is_none() || state.warm.insert(choice) {
             self.device.leave_graph()?;
         }
         plan.algorithm = match fitting {
             Some(algorithm) => algorithm,
-            None => plan.answers(&self.library, 1).map_err(explain)?[0].algorithm,
+            None => plan.answers(&self.library, 1).map_err(explain)?[0],
         };
-        Ok(plan)
+        Ok(Way::Library(plan))
     }
 
-    /// The algorithm that takes the least time on these operands; what is written goes elsewhere.
+    /// Our kernel for a shape with GELU, or none.
     ///
     /// # Safety
-    /// As [`Self::run`].
-    unsafe fn best(&self, plan: &mut Plan, at: &Operands) -> Result<Algorithm> {
-        let answers = plan.answers(&self.library, CANDIDATES).map_err(|error| explain(plan.shape, error))?;
-        let first = answers[0].algorithm;
-        let bytes = plan.shape.output_bytes();
-        const WHAT: &str = "trials of products";
-        // Without memory to try them on, the first answer it is.
-        let Ok(output) = self.device.alloc(WHAT, bytes) else { return Ok(first) };
-        let trial = Operands { d: output, ..*at };
-        // SAFETY: the caller's, and `output` is as large as D
-        let times =
-            self.device.fill(output, 0, bytes).and_then(|()| unsafe { self.times(plan, &answers, &trial) });
-        self.device.free(WHAT, output, bytes);
-        let times = times?;
-        let mut best = (first, f64::INFINITY);
-        for (answer, time) in answers.iter().zip(times) {
-            if time < best.1 * BETTER {
-                best = (answer.algorithm, time);
-            }
+    /// As [`Self::run_gelu`].
+    unsafe fn way_with_gelu(
+        &self,
+        shape: Shape,
+        at: &Operands,
+        apart: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Option<Tiles>> {
+        if let Some(tiles) = self.asked(&shape) {
+            return Ok(Some(tiles));
         }
-        Ok(best.0)
+        let choice = Choice::of(&shape);
+        let mut known = lock(&self.state).choices.get(&choice);
+        if known.is_none() && self.measure {
+            // SAFETY: the caller's
+            let best = unsafe { self.best_with_gelu(&shape, at, apart) }?;
+            self.choose(&mut lock(&self.state), choice, best);
+            known = Some(best);
+        }
+        Ok(match known {
+            Some(Pick::Own(tiles)) if own::takes(&shape, tiles) => Some(tiles),
+            _ => None,
+        })
     }
 
-    /// The median time of each algorithm; infinite for one that does not run.
-    ///
-    /// # Safety
-    /// As [`Self::run`].
-    unsafe fn times(&self, plan: &mut Plan, answers: &[Answer], at: &Operands) -> Result<Vec<f64>> {
-        self.device.synchronize()?;
-        let mut times = vec![Vec::with_capacity(RUNS + 1); answers.len()];
-        // In turns, so that a clock that falls while this goes on is nobody's disadvantage.
-        for _ in 0..=RUNS {
-            for (answer, times) in answers.iter().zip(&mut times) {
-                plan.algorithm = answer.algorithm;
-                let mut runs = true;
-                let time = self.device.time(|| {
-                    // SAFETY: the caller's; the stream is idle
-                    let done = unsafe { plan.run(&self.library, at, self.workspace, self.device.compute()) };
-                    runs = done.is_ok();
-                    Ok(())
-                })?;
-                times.push(if runs { time } else { f64::INFINITY });
-            }
+    /// Remembers a choice, in this process and in files.
+    fn choose(&self, state: &mut State, choice: Choice, pick: Pick) {
+        state.choices.insert(choice, pick);
+        let text = state.choices.to_text(&self.machine());
+        if let Some(kept) = &mut state.kept {
+            kept.save(&text);
         }
-        Ok(times
-            .into_iter()
-            .map(|mut times| {
-                let warm = &mut times[1..];
-                warm.sort_by(f64::total_cmp);
-                warm[RUNS / 2]
-            })
-            .collect())
     }
 
     /// What did not work in keeping choices, once.
@@ -223,13 +266,13 @@ impl Products {
 }
 
 impl State {
-    fn keep(&mut self, shape: Shape, plan: Plan) {
+    fn keep(&mut self, shape: Shape, way: Way) {
         if self.plans.len() >= PLANS
             && let Some(&oldest) = self.plans.iter().min_by_key(|(_, (_, used))| used).map(|(shape, _)| shape)
         {
             self.plans.remove(&oldest);
         }
-        self.plans.insert(shape, (plan, self.clock));
+        self.plans.insert(shape, (way, self.clock));
     }
 }
 

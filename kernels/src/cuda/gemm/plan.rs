@@ -2,6 +2,7 @@
 
 use super::library::{Library, Refusal, words};
 use super::{Algorithm, Kind, WORKSPACE};
+use crate::backend::Gelu;
 use cudarc::cublaslt::result;
 use cudarc::cublaslt::sys::{
     self, cublasComputeType_t as Compute, cublasLtEpilogue_t as Epilogue,
@@ -43,7 +44,9 @@ pub(crate) struct Shape {
     pub bias: bool,
     /// D is added to.
     pub accumulate: bool,
-    /// What the addresses of A, B and D (and the bias) are multiples of, in bytes.
+    /// What is fused: forward's GELU, or after dgrad that of the layer before, backward. cuBLASLt does it apart.
+    pub gelu: Option<Gelu>,
+    /// What the addresses of A, B and D (with the bias and GELU's input) are multiples of, in bytes.
     pub alignment: [u16; 3],
 }
 
@@ -55,6 +58,10 @@ pub(crate) struct Operands {
     pub d: u64,
     /// Where the shape has one.
     pub bias: u64,
+    /// With GELU: its input, which forward writes and backward reads.
+    pub kept: u64,
+    /// With GELU, backward: floats that the column sums of D are added to.
+    pub sums: u64,
 }
 
 impl Shape {
@@ -66,7 +73,7 @@ impl Shape {
             16..256 => 16,
             _ => 256,
         };
-        self.alignment = [of(at.a), of(at.b), of(at.d | at.bias)];
+        self.alignment = [of(at.a), of(at.b), of(at.d | at.bias | at.kept)];
         self
     }
 
@@ -105,12 +112,6 @@ impl Shape {
 struct Matrix {
     rows: usize,
     cols: usize,
-}
-
-/// An algorithm that the heuristic proposes.
-#[derive(Clone, Copy)]
-pub(super) struct Answer {
-    pub algorithm: Algorithm,
 }
 
 /// The description of a matrix.
@@ -216,7 +217,7 @@ impl Plan {
     }
 
     /// Algorithms for the shape, the one that should be fastest first; at least one.
-    pub fn answers(&self, library: &Library, most: usize) -> Result<Vec<Answer>, Refusal> {
+    pub fn answers(&self, library: &Library, most: usize) -> Result<Vec<Algorithm>, Refusal> {
         let wishes = self.wishes()?;
         let nothing = Heuristic {
             algo: Algorithm { data: [0; 8] },
@@ -250,9 +251,7 @@ impl Plan {
             Status::CUBLAS_STATUS_SUCCESS if found.is_empty() => {
                 Err("that it has no algorithm for it".into())
             }
-            Status::CUBLAS_STATUS_SUCCESS => {
-                Ok(found.iter().map(|answer| Answer { algorithm: answer.algo }).collect())
-            }
+            Status::CUBLAS_STATUS_SUCCESS => Ok(found.iter().map(|answer| answer.algo).collect()),
             status => Err(words(status)),
         }
     }
