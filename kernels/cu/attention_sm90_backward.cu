@@ -67,15 +67,18 @@ __device__ __forceinline__ unsigned item_place(unsigned round) {
 __device__ __forceinline__ void list_items(BackwardShared& shared, const AttentionSizes& s, unsigned sequences, unsigned count) {
     unsigned char* costs = reinterpret_cast<unsigned char*>(shared.dq);
     const unsigned padded = (sequences + 15) / 16 * 16;
+#pragma unroll 1
     for (unsigned b = threadIdx.x; b < padded; b += BLOCK_THREADS) {
         unsigned cost = 0;
         if (b < sequences) cost = (s.cu_k[b + 1] - s.cu_k[b] + TILE - 1) / TILE * (1 + (s.cu_q[b + 1] - s.cu_q[b] + TILE - 1) / TILE);
         costs[b] = static_cast<unsigned char>(cost);
     }
     __syncthreads();
+#pragma unroll 1
     for (unsigned b = threadIdx.x; b < sequences; b += BLOCK_THREADS) {
         const unsigned own = costs[b];
         unsigned rank = 0;
+#pragma unroll 1
         for (unsigned at = 0; at < padded; at += 16) {
             const Vec<unsigned, 4> words = load<4>(reinterpret_cast<unsigned*>(costs + at));
 #pragma unroll
@@ -84,6 +87,7 @@ __device__ __forceinline__ void list_items(BackwardShared& shared, const Attenti
                 rank += cost + (at + i < b) > own;
             }
         }
+#pragma unroll 1
         for (unsigned round = 0; round < count; round++) {
             const unsigned place = item_place(round);
             if (place / s.heads != rank) continue;
@@ -132,31 +136,50 @@ __device__ __forceinline__ float product_of_eight(const Vec<unsigned, 4>& x, con
     return sum;
 }
 
-// Of a tile of queries, by two threads each: lse by the even one, D by the odd one, which makes it at the first block of keys.
-template <bool DROPOUT>
-__device__ __forceinline__ float query_stat(const BackwardArgs& args, const WorkItem& item, const AttentionSizes& s, const Dropout& dropout,
-                                            unsigned tile, bool first) {
+// What two threads for each query of a tile load to make its lse, the even one, and D, the odd one: at the first block of keys both
+// load half a row of dout and of out.
+struct StatLoads {
+    Vec<unsigned, 4> dout[4], out[4];
+    float saved;
+    size_t at;
+    bool inside;
+};
+
+__device__ __forceinline__ StatLoads load_stat(const BackwardArgs& args, const WorkItem& item, const AttentionSizes& s, unsigned tile, bool first) {
     const unsigned t = threadIdx.x % WARPGROUP, query = tile * TILE + t / 2, row = item.q_start + query, half = t % 2;
-    const bool inside = query < item.queries;
-    const size_t saved = static_cast<size_t>(item.head) * s.queries + row;
-    float delta = 0.0f;
-    if (first && inside) {
-        const size_t at = static_cast<size_t>(row) * s.heads * HEAD + item.head * HEAD + half * (HEAD / 2);
-        const unsigned *x = reinterpret_cast<const unsigned*>(args.dout + at), *y = reinterpret_cast<const unsigned*>(args.out + at);
-        Vec<unsigned, 4> left[4], right[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) left[i] = load<4>(x + 4 * i), right[i] = load<4>(y + 4 * i);
-#pragma unroll
-        for (int i = 0; i < 4; i++) delta += product_of_eight(left[i], right[i]);
-    }
+    StatLoads loads = {};
+    loads.inside = query < item.queries;
+    loads.at = static_cast<size_t>(item.head) * s.queries + row;
+    if (!loads.inside) return loads;
+    if (half == 0)
+        loads.saved = args.lse[loads.at];
+    else if (!first)
+        loads.saved = args.delta[loads.at];
     if (first) {
+        const size_t from = static_cast<size_t>(row) * s.heads * HEAD + item.head * HEAD + half * (HEAD / 2);
+        const unsigned *dout = reinterpret_cast<const unsigned*>(args.dout + from), *out = reinterpret_cast<const unsigned*>(args.out + from);
+#pragma unroll
+        for (int i = 0; i < 4; i++) loads.dout[i] = load<4>(dout + 4 * i), loads.out[i] = load<4>(out + 4 * i);
+    }
+    return loads;
+}
+
+// The even thread's lse or the odd one's D, which is kept for the other blocks of keys.
+template <bool DROPOUT>
+__device__ __forceinline__ float make_stat(const BackwardArgs& args, const StatLoads& loads, const Dropout& dropout, bool first) {
+    const unsigned half = threadIdx.x % 2;
+    float delta = loads.saved;
+    if (first) {
+        delta = 0.0f;
+#pragma unroll
+        for (int i = 0; i < 4; i++) delta += product_of_eight(loads.dout[i], loads.out[i]);
         delta += __shfl_xor_sync(ALL_LANES, delta, 1);
         if (DROPOUT) delta *= static_cast<float>(256 - dropout.threshold) / 256;
-        if (inside && half == 1) args.delta[saved] = delta;
+        if (loads.inside && half == 1) args.delta[loads.at] = delta;
     }
+    if (half == 1) return delta;
     // Past the end a weight is exp2(-infinity).
-    if (half == 0) return inside ? args.lse[saved] * LOG2_E : INFINITY;
-    return first ? delta : inside ? args.delta[saved] : 0.0f;
+    return loads.inside ? loads.saved * LOG2_E : INFINITY;
 }
 
 // The third warpgroup: one entry of the ring.
@@ -170,6 +193,8 @@ __device__ __forceinline__ void feed_entry(BackwardShared& shared, Feed& feed, c
     const int column = static_cast<int>(item.head * HEAD);
     const bool leader = threadIdx.x == CONSUMERS, is_tile = feed.next >= 2;
     const unsigned tile = feed.next - 2;
+    StatLoads loads = {};
+    if (is_tile) loads = load_stat(args, item, s, tile, feed.first == 0);
     mbarrier_wait(shared.empty[stage], parity ^ 1);
     if (leader && is_tile) {
         const int row = static_cast<int>(item.q_start + tile * TILE);
@@ -183,7 +208,7 @@ __device__ __forceinline__ void feed_entry(BackwardShared& shared, Feed& feed, c
         for (int i = 0; i < tiles; i++) tma_load(to + i * TILE_BYTES, map, row + i * TILE, column, shared.full[stage]);
     }
     if (is_tile) {
-        const float stat = query_stat<DROPOUT>(args, item, s, dropout, tile, feed.first == 0);
+        const float stat = make_stat<DROPOUT>(args, loads, dropout, feed.first == 0);
         const unsigned t = threadIdx.x % WARPGROUP;
         (t % 2 == 0 ? shared.lse_log2[stage] : shared.delta[stage])[t / 2] = stat;
     }
@@ -213,13 +238,13 @@ __device__ __forceinline__ void query_gradients(BackwardShared& shared, unsigned
     fence_products();
 #pragma unroll
     for (unsigned k = 0; k < TILE / 16; k++) wgmma<HEAD, MN_MAJOR, MN_MAJOR>(acc, advance(a, 16 * ROW_BYTES * k), advance(b, 16 * ROW_BYTES * k));
+    commit_products();
     if (keys > TILE) {
-        fence_products();
 #pragma unroll
         for (unsigned k = TILE / 16; k < KEYS / 16; k++)
             wgmma<HEAD, MN_MAJOR, MN_MAJOR>(acc, advance(a, 16 * ROW_BYTES * k), advance(b, 16 * ROW_BYTES * k));
+        commit_products();
     }
-    commit_products();
     wait_products<0>();
     hold(acc);
     if (t % WARP == 0) mbarrier_arrive(shared.ds_empty);
@@ -239,6 +264,7 @@ __device__ __forceinline__ void feed_and_sum(BackwardShared& shared, const Backw
                                              unsigned count) {
     Feed feed;
     feed.begin(shared, count);
+#pragma unroll 1
     for (unsigned i = 0; i < STAGES; i++) feed_entry<DROPOUT>(shared, feed, args, s, dropout);
     const float factor = DROPOUT ? s.scale * dropout.scale : s.scale;
     unsigned step = 0;
@@ -248,11 +274,12 @@ __device__ __forceinline__ void feed_and_sum(BackwardShared& shared, const Backw
         const unsigned tiles = (item.queries + TILE - 1) / TILE;
         bf16* const dq = args.dq + static_cast<size_t>(item.q_start) * s.q_stride + item.head * HEAD;
         for (unsigned first = 0; first < item.keys; first += KEYS) {
-            for (int i = 0; i < 2; i++) feed_entry<DROPOUT>(shared, feed, args, s, dropout);
 #pragma unroll 1
-            for (unsigned tile = 0; tile < tiles; tile++, step++) {
-                query_gradients(shared, tile, step, item.keys - first, first == 0, first + KEYS >= item.keys,
-                                dq + static_cast<size_t>(tile) * TILE * s.q_stride, s.q_stride, static_cast<int>(item.queries - tile * TILE), factor);
+            for (unsigned i = 0; i < 2 + tiles; i++) {
+                const unsigned tile = i - 2;
+                if (i >= 2)
+                    query_gradients(shared, tile, step++, item.keys - first, first == 0, first + KEYS >= item.keys,
+                                    dq + static_cast<size_t>(tile) * TILE * s.q_stride, s.q_stride, static_cast<int>(item.queries - tile * TILE), factor);
                 feed_entry<DROPOUT>(shared, feed, args, s, dropout);
             }
         }
@@ -337,10 +364,23 @@ __device__ __forceinline__ void pass_block(BackwardShared& shared, Progress& at,
     }
 }
 
-// A tile of queries.
-template <bool DROPOUT>
+// Of two queries of a tile for each lane: what their dropout is drawn with.
+struct RowKeys {
+    unsigned at[2];
+
+    __device__ __forceinline__ void load(const Dropout& dropout, const WorkItem& item, unsigned tile) {
+#pragma unroll
+        for (int q = 0; q < 2; q++) {
+            const unsigned query = tile * TILE + q * WARP + lane_id();
+            at[q] = query < item.queries ? dropout.row_keys[item.q_start + query] : 0;
+        }
+    }
+};
+
+// A tile of queries; `prefetch` begins loads for the next one. The products of dk are still running in the end.
+template <bool DROPOUT, typename Prefetch>
 __device__ __forceinline__ void key_tile(BackwardShared& shared, OwnKeys& own, const Progress& at, bool first, const bool (&exists)[2], unsigned kept,
-                                         float scale_log2) {
+                                         float scale_log2, const Prefetch& prefetch) {
     const unsigned stage = at.number % STAGES, group = uniform(threadIdx.x / WARPGROUP);
     const unsigned char *q = shared.ring[stage], *dout = q + TILE_BYTES;
     const unsigned long long q_columns = operand<K_MAJOR>(q), dout_columns = operand<K_MAJOR>(dout);
@@ -362,6 +402,7 @@ __device__ __forceinline__ void key_tile(BackwardShared& shared, OwnKeys& own, c
 #pragma unroll
     for (int k = 0; k < TILE / 16; k++) wgmma<HEAD, MN_MAJOR>(own.dv, p[k], advance(dout_rows, 16 * ROW_BYTES * k));
     commit_products();
+    prefetch();
     wait_products<1>();
     hold(dp);
     score_gradients<DROPOUT>(ds, s, dp, shared.delta[stage], kept, exists);
@@ -406,21 +447,17 @@ __device__ __forceinline__ void key_block(BackwardShared& shared, Progress& at, 
         for (int k = 0; k < HEAD / 16; k++) own.v[k] = load_matrices(chunk_at(tile, from, 2 * k + lane / 16));
         release_entry(shared, at.number++);
     }
-    const auto draw = [&](unsigned tile) {
-        unsigned row_keys[2];
-#pragma unroll
-        for (int q = 0; q < 2; q++) {
-            const unsigned query = tile * TILE + q * WARP + lane;
-            row_keys[q] = query < item.queries ? dropout.row_keys[item.q_start + query] : 0;
-        }
-        return kept_bits(dropout, row_keys, item.head, block, warp);
-    };
-    unsigned kept = DROPOUT && tiles > 0 ? draw(0) : 0;
+    RowKeys row_keys = {};
+    if (DROPOUT) row_keys.load(dropout, item, 0);
+    unsigned kept = DROPOUT && tiles > 0 ? kept_bits(dropout, row_keys.at, item.head, block, warp) : 0;
 #pragma unroll 1
     for (unsigned tile = 0; tile < tiles; tile++, at.number++, at.step++) {
         wait_entry(shared, at.number);
-        key_tile<DROPOUT>(shared, own, at, tile == 0, exists, kept, s.scale * LOG2_E);
-        if (DROPOUT) kept = draw(tile + 1);  // beside the products
+        key_tile<DROPOUT>(shared, own, at, tile == 0, exists, kept, s.scale * LOG2_E, [&] {
+            if (DROPOUT) row_keys.load(dropout, item, tile + 1);
+        });
+        if (DROPOUT) kept = kept_bits(dropout, row_keys.at, item.head, block, warp);  // beside the products
+        pin(kept);
         wait_products<0>();
         hold(own.dv);
         hold(own.dk);

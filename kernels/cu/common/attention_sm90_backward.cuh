@@ -41,6 +41,13 @@ __device__ __forceinline__ unsigned kept_bits(const Dropout& dropout, const unsi
     return bits;
 }
 
+// Has the compiler know this value before the lines below.
+__device__ __forceinline__ void pin(unsigned& x) {
+#ifdef __CUDACC__
+    asm volatile("" : "+r"(x)::"memory");
+#endif
+}
+
 // The same for a lane's accumulator: signs of its rows for the queries 8 i + 2 (lane % 4) + {0, 1}, and of those 32 further.
 // That of the row is in byte row % 2, that of the row + 8 two bytes further.
 struct KeptSigns {
