@@ -2,8 +2,8 @@
 //! says of each kernel's registers and spills. Without `nvcc` the table is empty: everything else builds and works.
 //!
 //! `nvcc` is looked for in `NVCC`, `CUDA_HOME`, `.cuda/` of the repository (tools/cuda-toolchain.sh) and `PATH`.
-//! `BERT_CUDA_ARCHS` names the architectures, the oldest first, `80,90a` unless told. `BERT_CUDA=off` builds without kernels, `required`
-//! makes a missing compiler an error.
+//! `BERT_CUDA_ARCHS` names the architectures, the oldest first, `80,90a` unless told; files with `_sm90` in their name are compiled for
+//! 90a alone, if it is among them. `BERT_CUDA=off` builds without kernels, `required` makes a missing compiler an error.
 use std::env;
 use std::fmt::Write;
 use std::fs;
@@ -27,7 +27,7 @@ fn main() {
     );
     match &nvcc {
         Some((nvcc, _)) => {
-            let files = sources();
+            let files = sources(&archs);
             let reports: Vec<String> = std::thread::scope(|scope| {
                 let jobs: Vec<_> =
                     files.iter().map(|file| scope.spawn(|| compile(nvcc, file, &archs, &out))).collect();
@@ -38,8 +38,9 @@ fn main() {
                 let image = out.join(format!("{name}.fatbin"));
                 let _ = writeln!(
                     table,
-                    "    Image {{ name: {name:?}, bytes: include_bytes!({:?}), report: {report:?} }},",
-                    image.display().to_string()
+                    "    Image {{ name: {name:?}, bytes: include_bytes!({:?}), only: {:?}, report: {report:?} }},",
+                    image.display().to_string(),
+                    only(file)
                 );
             }
         }
@@ -76,12 +77,14 @@ fn find_nvcc() -> Option<(PathBuf, String)> {
     )
 }
 
-fn sources() -> Vec<PathBuf> {
+/// The files that are compiled for one of these architectures.
+fn sources(archs: &str) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> = fs::read_dir("cu")
         .expect("kernels/cu is missing")
         .flatten()
         .map(|entry| entry.path())
         .filter(|path| path.extension().is_some_and(|x| x == "cu"))
+        .filter(|path| only(path).is_none_or(|only| archs.split(',').any(|arch| arch.trim() == only)))
         .collect();
     found.sort();
     found
@@ -91,15 +94,20 @@ fn stem(file: &Path) -> &str {
     file.file_stem().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
+/// The architecture that a file is for alone, if its name says so: instructions of sm_90a are no other's.
+fn only(file: &Path) -> Option<&'static str> {
+    stem(file).contains("_sm90").then_some("90a")
+}
+
 /// Compiles one file; returns the compiler's report of its kernels' resources.
 fn compile(nvcc: &Path, source: &Path, archs: &str, out: &Path) -> String {
     let mut command = Command::new(nvcc);
     command.args(["-fatbin", "-std=c++17", "-O3", "-Icu", "-lineinfo", "-Werror=all-warnings", "-Xptxas=-v"]);
-    for arch in archs.split(',').map(str::trim) {
+    for arch in only(source).unwrap_or(archs).split(',').map(str::trim) {
         command.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
     }
     // The oldest one's intermediate code too: drivers compile it for GPUs that are newer than all of these.
-    if let Some(oldest) = archs.split(',').map(str::trim).next() {
+    if let (Some(oldest), None) = (archs.split(',').map(str::trim).next(), only(source)) {
         command.arg(format!("-gencode=arch=compute_{oldest},code=compute_{oldest}"));
     }
     command.arg(source).arg("-o").arg(out.join(format!("{}.fatbin", stem(source))));

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::time::SystemTime;
 
-const WARNINGS: &[&str] = &["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-function"];
+const WARNINGS: &[&str] = &["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-psabi"];
 const COMMON: &[&str] = &["-std=c++17", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing"];
 // A kernel's accesses are checked for alignment, its arrays for their bounds: the device traps on the first and does
 // anything on the second. driver/fault.cpp has the functions that the checks call.

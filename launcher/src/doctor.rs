@@ -5,6 +5,7 @@ use crate::{exit, format};
 use kernels::Backend;
 use kernels::cpu::Cpu;
 use kernels::cuda::{GpuProbe, KernelsProbe, LibraryProbe, Probe, Trouble, probe};
+use std::collections::BTreeSet;
 use std::io::Write;
 
 /// Prints one line for each thing, what is wrong with it, and what to do.
@@ -83,11 +84,11 @@ fn kernels(kernels: &KernelsProbe) -> Option<String> {
         return None;
     }
     let targets: Vec<String> = kernels.archs.split(',').map(|arch| format!("sm_{}", arch.trim())).collect();
-    let archs = targets.len().max(1);
+    let names: BTreeSet<&str> = kernels.resources.iter().map(|r| &*r.kernel).collect();
     let spilled = kernels.resources.iter().filter(|r| r.spills > 0).count();
     Some(format!(
         "{} in {} files for {}, nvcc {}, {spilled} with spilled registers",
-        format::count((kernels.resources.len() / archs) as u64),
+        format::count(names.len() as u64),
         kernels.files,
         targets.join(" and "),
         kernels.compiler,

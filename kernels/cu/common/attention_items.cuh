@@ -1,9 +1,9 @@
-// Which pieces of an attention over packed sequences a persistent block works on, in which order.
+// Which pieces of an attention over packed sequences a persistent worker takes, and in which order.
 //
-// An item is 128 queries of one head of one sequence; the last queries of a sequence, if they are 64 or fewer, are joined
-// with the same queries of the next head, so that no warpgroup is idle. The longest sequences' items come first, and block
-// b of G takes items b, 2 G - 1 - b, 2 G + b, ...: to and fro, so that the blocks' sums are nearly equal. The order depends on the
-// lengths alone, and every block finds it by itself: a counting sort in one warp, of up to 512 sequences at a time.
+// An item is 128 queries of one head of one sequence, in two halves of 64. The last queries of a sequence, if they are 64 or fewer,
+// are joined with the same queries of the next head, so that both halves are used. The longest sequences' items come first, and
+// worker w of G takes items w, 2 G - 1 - w, 2 G + w, ...: to and fro, so that the workers' sums are nearly equal. The order depends
+// on the lengths alone, and every worker finds it by itself: a counting sort in one warp, of up to 512 sequences at a time.
 #pragma once
 #include "common/attention.cuh"
 
@@ -16,7 +16,7 @@ struct Item {
     unsigned row, rows;  // first query in the batch, and how many; 0 rows: there are no more items
     unsigned first_key, keys;
     unsigned head;
-    unsigned paired;  // 1: these rows of heads `head` and, if there is one, head + 1
+    unsigned paired;  // 1: the second half is the same rows of the next head
 };
 
 // In shared memory, one warp's.
@@ -95,10 +95,11 @@ __device__ __forceinline__ unsigned sort_sequences(ItemTable& table, const Atten
     return first_item;
 }
 
-// The items of one block in their order. All lanes of one warp call each function.
+// The items of one worker in their order. All lanes of one warp call each function.
 class Items {
   public:
-    __device__ __forceinline__ Items(ItemTable& table, const AttentionSizes& sizes) : table(table), s(sizes) { item = blockIdx.x; }
+    __device__ __forceinline__ Items(ItemTable& table, const AttentionSizes& sizes, unsigned worker, unsigned workers)
+        : table(table), s(sizes), worker(worker), workers(workers), item(worker) {}
 
     // The next item; none left if it has no rows.
     __device__ __forceinline__ Item next() {
@@ -117,23 +118,24 @@ class Items {
         }
         const unsigned b = begin + table.sequence[rank], index = item - table.first[rank];
         round++;
-        item = round * gridDim.x + (round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x);
+        item = round * workers + (round % 2 == 0 ? worker : workers - 1 - worker);
         return of(__ldg(s.cu_q + b), __ldg(s.cu_q + b + 1), __ldg(s.cu_k + b), __ldg(s.cu_k + b + 1), index);
     }
 
   private:
     // Number `index` of a sequence's items: all heads of its first block of queries, then those of the next one.
     __device__ __forceinline__ Item of(unsigned q_begin, unsigned q_end, unsigned k_begin, unsigned k_end, unsigned index) const {
-        const unsigned whole = whole_blocks(q_end - q_begin), block = min(index / s.heads, whole), paired = block == whole;
-        const unsigned row = q_begin + block * ITEM_ROWS, head = index - block * s.heads;
-        return {row, min(q_end - row, ITEM_ROWS), k_begin, k_end - k_begin, paired ? 2 * head : head, paired};
+        const unsigned whole = whole_blocks(q_end - q_begin), block = min(index / s.heads, whole), row = q_begin + block * ITEM_ROWS;
+        const unsigned head = (index - block * s.heads) * (block == whole ? 2 : 1);
+        return {row, min(q_end - row, ITEM_ROWS), k_begin, k_end - k_begin, head, block == whole && head + 1 < s.heads};
     }
 
     ItemTable& table;
     const AttentionSizes& s;
-    unsigned item, round = 0;               // the next item's number
+    const unsigned worker, workers;
+    unsigned item, round = 0;                // the next item's number
     unsigned begin = 0, count = 0, end = 0;  // sequences of the table, number after their last item
-    unsigned rank = 0;                      // of the last item's sequence in the table
+    unsigned rank = 0;                       // of the last item's sequence in the table
 };
 
 }  // namespace attention

@@ -7,6 +7,11 @@
 #include "common/tma.cuh"
 #include "common/wgmma.cuh"
 
+// Philox's keys of its ten rounds, made by the host: as parameters of the kernel they are operands of its instructions.
+struct RoundKeys {
+    unsigned low[10], high[10];
+};
+
 namespace attention {
 
 constexpr int WARPGROUP = 128;
@@ -38,27 +43,46 @@ struct Ring {
     __device__ __forceinline__ void release(unsigned n) { mbarrier_arrive(empty[place(n)]); }
 };
 
+// As attention_draw() of common/philox.cuh.
+__device__ __forceinline__ Philox attention_draw(const Dropout& d, const RoundKeys& keys, unsigned row_key, unsigned head, unsigned block,
+                                                 unsigned quad) {
+    unsigned c0 = head << 16 | (block * 4 + quad), c1 = row_key, c2 = d.site, c3 = 0;
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        const unsigned long long even = 0xD2511F53ull * c0, odd = 0xCD9E8D57ull * c2;
+        c0 = static_cast<unsigned>(odd >> 32) ^ c1 ^ keys.low[round], c1 = static_cast<unsigned>(odd);
+        c2 = static_cast<unsigned>(even >> 32) ^ c3 ^ keys.high[round], c3 = static_cast<unsigned>(even);
+    }
+    return {{c0, c1, c2, c3}};
+}
+
 // Weights are multiplied by 0 or by 2^-7, which costs no precision.
 constexpr float KEPT_FACTOR = 1.0f / 128;
 
-// 1023 + threshold, negated, twice as f16; the threshold is at least 1.
-__device__ __forceinline__ unsigned kept_limit(unsigned threshold) { return 0xe400e400u | (threshold - 1) * 0x10001u; }
+// What bytes of a draw are compared by.
+struct KeptBounds {
+    unsigned base, limit;
 
-// For the lower or the upper two bytes of a word of a draw, as two bf16: 2^-7 where the byte is at least the limit's threshold, else 0.
-// 1024 + byte is the f16 that has the byte in its lowest bits. Minus the limit and clipped to [0, 1] it is 1 or 0, and the bits of
-// f16's 1 are those of bf16's 2^-7. This leaves one instruction to the integer units, which Philox keeps busy.
+    // The threshold is at least 1. Known to be a constant the base would be copied to a register at every use; a shuffle hides it.
+    __device__ __forceinline__ explicit KeptBounds(unsigned threshold)
+        : base(__shfl_sync(ALL_LANES, 0x64646464u, 0)), limit(0xe400e400u | (threshold - 1) * 0x10001u) {}
+};
+
+// For the lower or the upper two bytes of a word of a draw, as two bf16: 2^-7 where the byte is at least the threshold, else 0.
+// 0x64 above the byte is the f16 1024 + byte; the limit is minus (1023 + threshold), twice. Their sum, clipped to [0, 1], is 1 or 0,
+// and the bits of f16's 1 are those of bf16's 2^-7. This leaves one instruction to the integer units, which Philox keeps busy.
 template <int HALF>
-__device__ __forceinline__ unsigned kept_factors(unsigned word, unsigned limit) {
+__device__ __forceinline__ unsigned kept_factors(unsigned word, const KeptBounds& bounds) {
 #ifdef __CUDACC__
     unsigned factors;
     asm("{\n.reg .b32 bytes;\n"
-        "prmt.b32 bytes, %1, 0x64646464, %3;\n"
+        "prmt.b32 bytes, %1, %3, %4;\n"
         "add.rn.sat.f16x2 %0, bytes, %2;\n}"
         : "=r"(factors)
-        : "r"(word), "r"(limit), "n"(HALF == 0 ? 0x4140 : 0x4342));
+        : "r"(word), "r"(bounds.limit), "r"(bounds.base), "n"(HALF == 0 ? 0x4140 : 0x4342));
     return factors;
 #else
-    const unsigned threshold = (limit & 0xffu) + 1, low = word >> (16 * HALF) & 0xffu, high = word >> (16 * HALF + 8) & 0xffu;
+    const unsigned threshold = (bounds.limit & 0xffu) + 1, low = word >> (16 * HALF) & 0xffu, high = word >> (16 * HALF + 8) & 0xffu;
     return (low >= threshold ? 0x3c00u : 0u) | (high >= threshold ? 0x3c000000u : 0u);
 #endif
 }

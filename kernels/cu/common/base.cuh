@@ -3,6 +3,7 @@
 //
 //   SHARED(float, tile, [32][33]);      static shared memory of a block
 //   SHARED_DYNAMIC(unsigned char, raw); the launch's dynamic shared memory, aligned to 16 bytes
+//   SHARED_ALIGNED(unsigned char, raw); the same, aligned to 1,024 bytes as swizzled tiles are
 //   extern "C" __global__ void f(...) { ... }
 //   EXPORT(f)                           lets the emulator find the kernel by its name
 #pragma once
@@ -13,6 +14,8 @@
 #define SHARED_DYNAMIC(type, name)                                     \
     extern __shared__ __align__(16) unsigned char dynamic_shared_[];   \
     type* name = reinterpret_cast<type*>(dynamic_shared_)
+extern __shared__ __align__(1024) unsigned char shared_aligned_[];
+#define SHARED_ALIGNED(type, name) type* name = reinterpret_cast<type*>(shared_aligned_)
 #define EXPORT(kernel)
 #else
 #include "emulator.h"

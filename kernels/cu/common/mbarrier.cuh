@@ -30,6 +30,8 @@ __device__ __forceinline__ void mbarrier_init(Mbarrier& barrier, unsigned arriva
 __device__ __forceinline__ void publish_mbarriers() {
 #ifdef __CUDACC__
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#else
+    emulator::publish_mbarriers();
 #endif
 }
 

@@ -8,17 +8,15 @@
 #include "common/mbarrier.cuh"
 
 // A CUtensorMap, made by the host; a kernel's parameter is `const __grid_constant__ TensorMap`.
-struct alignas(64) TensorMap {
+struct alignas(128) TensorMap {
     unsigned char opaque[128];
 };
-
-#ifndef __CUDACC__
-#define __grid_constant__
-#endif
 
 __device__ __forceinline__ void tma_prefetch(const TensorMap& map) {
 #ifdef __CUDACC__
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+#else
+    (void)map;
 #endif
 }
 
@@ -80,5 +78,7 @@ __device__ __forceinline__ void wait_stores_read() {
 __device__ __forceinline__ void fence_async() {
 #ifdef __CUDACC__
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#else
+    emulator::fence_async();
 #endif
 }

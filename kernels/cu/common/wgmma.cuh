@@ -70,12 +70,16 @@ template <int REGISTERS>
 __device__ __forceinline__ void take_registers() {
 #ifdef __CUDACC__
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+#else
+    emulator::set_registers(REGISTERS, true);
 #endif
 }
 template <int REGISTERS>
 __device__ __forceinline__ void give_registers() {
 #ifdef __CUDACC__
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+#else
+    emulator::set_registers(REGISTERS, false);
 #endif
 }
 

@@ -62,6 +62,8 @@ struct DeviceContext {
     std::shared_ptr<Stream> default_stream;
 };
 DeviceContext* current_context();
+// The architecture of its device, or of the first.
+int current_arch();
 
 // The stream of a handle; null if there is none.
 std::shared_ptr<Stream> stream_of(void* handle);

@@ -6,10 +6,12 @@
 #include <numeric>
 
 #include "async.h"
+#include "beside.h"
 #include "fault.h"
 #include "fiber.h"
 #include "random.h"
 #include "shared.h"
+#include "threads.h"
 
 namespace emulator {
 
@@ -29,6 +31,9 @@ struct Fiber : Thread {
     int held;              // the exchange buffer whose values this lane may still read, or -1
     const char* waits_at;  // for the report of a deadlock
     unsigned waits_mask;
+    Describe describe;  // of what it waits for, if there is more to say
+    const void* object;
+    unsigned number;
     AsyncCopies copies;
 };
 
@@ -84,16 +89,21 @@ void make_ready(unsigned warp, unsigned lanes) {
 [[noreturn]] void report_deadlock() {
     std::string waits;
     int shown = 0;
-    const char* last = nullptr;
-    unsigned last_mask = 0;
+    const Fiber* last = nullptr;
     for (unsigned t = 0; t < block.threads; t++) {
         const Fiber& f = block.fibers[t];
-        if (f.waits_at == nullptr || (f.waits_at == last && f.waits_mask == last_mask)) continue;
-        last = f.waits_at, last_mask = f.waits_mask;
+        if (f.waits_at == nullptr) continue;
+        if (last != nullptr && f.waits_at == last->waits_at && f.waits_mask == last->waits_mask &&
+            f.object == last->object && f.number == last->number)
+            continue;
+        last = &f;
         if (shown++ == 8) break;
-        char line[160];
-        snprintf(line, sizeof line, "\n  thread (%u, %u, %u) waits at %s, lanes %08x", f.index.x, f.index.y, f.index.z,
-                 f.waits_at, f.waits_mask);
+        char line[320], more[160] = "";
+        if (f.describe != nullptr)
+            f.describe(f.object, f.number, more, sizeof more);
+        else
+            snprintf(more, sizeof more, ", lanes %08x", f.waits_mask);
+        snprintf(line, sizeof line, "\n  thread (%u, %u, %u) waits at %s%s", f.index.x, f.index.y, f.index.z, f.waits_at, more);
         waits += line;
     }
     current = nullptr;
@@ -109,7 +119,9 @@ unsigned first_from(unsigned bits, unsigned turn) {
 // A ready thread, drawn: from any warp, or from the first warp of this block's order, so that a warp also runs far ahead of
 // the others.
 Fiber* pick() {
-    if (block.ready_warps == 0) return nullptr;
+    if (works_beside()) sometimes_beside();
+    while (block.ready_warps == 0)
+        if (!one_beside()) return nullptr;
     unsigned w;
     const uint64_t draw = block.random.next();
     if (block.by_priority) {
@@ -157,6 +169,8 @@ void try_release_block() {
 
 [[noreturn]] void thread_main() {
     block.launch->kernel->invoke(block.launch->kernel->function, parameters.data());
+    leave_bulk();
+    leave_products();
     Fiber* me = self();
     Warp& warp = block.warp[me->warp];
     warp.exited |= 1u << me->lane;
@@ -176,6 +190,14 @@ void try_release_block() {
         switch_to(me->context, next->context);
     }
     abort();
+}
+
+void waits(Fiber* fiber, const char* what, unsigned mask) {
+    fiber->waits_at = what;
+    fiber->waits_mask = mask;
+    fiber->describe = nullptr;
+    fiber->object = nullptr;
+    fiber->number = 0;
 }
 
 int take_buffer(Warp& warp, size_t size) {
@@ -207,8 +229,7 @@ int meet(unsigned mask, const void* value, size_t size, const char* what) {
     group.arrived |= 1u << me->lane;
     const int buffer = group.buffer;
     if (size != 0) memcpy(warp.buffers + (static_cast<size_t>(buffer) * LANES) * VALUE_BYTES + me->lane * size, value, size);
-    me->waits_at = what;
-    me->waits_mask = mask;
+    waits(me, what, mask);
     if (group.arrived == mask) {
         warp.group[g] = warp.group[--warp.groups];
         for (unsigned lanes = mask; lanes != 0; lanes &= lanes - 1)
@@ -221,8 +242,7 @@ int meet(unsigned mask, const void* value, size_t size, const char* what) {
 
 void wait_at(Barrier& barrier, const char* what) {
     Fiber* me = self();
-    me->waits_at = what;
-    me->waits_mask = 1u << me->lane;
+    waits(me, what, 1u << me->lane);
     barrier.arrived++;
     barrier.waiting.push_back(me);
 }
@@ -255,6 +275,10 @@ void start_block() {
         unsigned char* stack = stack_bottom(t);
         prepare(f.context, stack, stack + STACK_BYTES - t * 320 % 4096, thread_main);
     }
+    start_beside();
+    start_mbarriers();
+    start_bulk();
+    start_products();
     block.by_priority = (block.random.next() & 1) != 0;
     for (unsigned w = 0; w < block.warps; w++) {
         const unsigned at = block.random.below(w + 1);
@@ -276,9 +300,11 @@ void run_grid(const Launch& launch) {
     grid_dim = launch.grid;
     block.threads = launch.block.x * launch.block.y * launch.block.z;
     block.warps = (block.threads + LANES - 1) / LANES;
+    // Aligned as a tensor map is.
+    alignas(128) static unsigned char bytes[MAX_PARAMETER_BYTES];
+    memcpy(bytes, launch.parameters.data(), launch.parameters.size());
     parameters.clear();
-    for (const Parameter& p : launch.kernel->parameters)
-        parameters.push_back(const_cast<unsigned char*>(launch.parameters.data()) + p.offset);
+    for (const Parameter& p : launch.kernel->parameters) parameters.push_back(bytes + p.offset);
     FaultHandler handler;
     // Every block once, in a drawn order: i * step + start modulo the number of blocks.
     const uint64_t blocks = static_cast<uint64_t>(launch.grid.x) * launch.grid.y * launch.grid.z;
@@ -294,6 +320,7 @@ void run_grid(const Launch& launch) {
         Fiber* first = pick();
         current = first;
         switch_to(block.scheduler, first->context);
+        finish_bulk();
         check_shared();
         at = (at + step) % blocks;
     }
@@ -336,6 +363,27 @@ void arrive_named(int id, int threads) {
     Barrier& barrier = named(id, threads);
     barrier.arrived++;
     if (barrier.arrived == barrier.expected) release(barrier);
+}
+
+unsigned thread_index() {
+    const Fiber* me = self();
+    return me->warp * LANES + me->lane;
+}
+unsigned thread_count() { return block.threads; }
+Random& block_random() { return block.random; }
+
+void suspend(const char* what, Describe describe, const void* object, unsigned number) {
+    Fiber* me = self();
+    waits(me, what, ~0u);
+    me->describe = describe;
+    me->object = object;
+    me->number = number;
+    yield();
+}
+
+void make_ready(unsigned thread) {
+    block.fibers[thread].waits_at = nullptr;
+    make_ready(thread / LANES, 1u << thread % LANES);
 }
 
 void sync_warp(unsigned mask) { meet(mask, nullptr, 0, "__syncwarp()"); }

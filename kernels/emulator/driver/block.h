@@ -16,10 +16,11 @@ struct Kernel {
     Invoke invoke;
     std::vector<Parameter> parameters;
     size_t parameter_bytes;
+    bool sm90_alone;  // its file's name says so
 };
 
-// By name; null if there is none.
-Kernel* find_kernel(const char* name);
+// By name; null if there is none for the architecture.
+Kernel* find_kernel(const char* name, int arch);
 
 struct Launch {
     const Kernel* kernel;
@@ -41,10 +42,11 @@ void set_operation(const char* name);
 // Whether device code, or an operation on device memory, runs.
 bool device_runs();
 
+constexpr size_t MAX_PARAMETER_BYTES = 4096;
 constexpr size_t MAX_STATIC_SHARED = 48 << 10;
 constexpr size_t MAX_SHARED = 227 << 10;
 constexpr size_t RESERVED_SHARED = 1 << 10;
 // Of a block, with the attribute set; `MAX_SHARED` is the most of any.
-size_t max_shared_of_arch();
+size_t max_shared_of_arch(int arch);
 
 }  // namespace emulator

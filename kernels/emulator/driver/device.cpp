@@ -31,6 +31,7 @@ Call::Call(const char* function) : lock(mutex()), error(injected_failure(functio
 std::unique_lock<std::recursive_mutex> try_driver() { return std::unique_lock<std::recursive_mutex>(mutex(), std::try_to_lock); }
 
 DeviceContext* current_context() { return bound; }
+int current_arch() { return settings().archs[bound == nullptr ? 0 : bound->device]; }
 
 }  // namespace emulator
 
@@ -72,7 +73,7 @@ API cuDeviceGetName(char* name, int length, CUdevice device) {
     ENTER;
     REQUIRE(name != nullptr && length > 0, CUDA_ERROR_INVALID_VALUE);
     REQUIRE(is_device(device), CUDA_ERROR_INVALID_DEVICE);
-    snprintf(name, static_cast<size_t>(length), "Emulator sm_%d", settings().arch);
+    snprintf(name, static_cast<size_t>(length), "Emulator sm_%d", settings().archs[device]);
     return CUDA_SUCCESS;
 }
 
@@ -105,7 +106,7 @@ API cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
     ENTER;
     REQUIRE(value != nullptr, CUDA_ERROR_INVALID_VALUE);
     REQUIRE(is_device(device), CUDA_ERROR_INVALID_DEVICE);
-    const int arch = settings().arch;
+    const int arch = settings().archs[device];
     // Those of an H100 SXM, but for the architecture and what follows from it.
     static const struct {
         int attribute, value;
@@ -125,10 +126,10 @@ API cuDeviceGetAttribute(int* value, int attribute, CUdevice device) {
             *value = arch % 10;
             return CUDA_SUCCESS;
         case 81:
-            *value = static_cast<int>(max_shared_of_arch() + RESERVED_SHARED);
+            *value = static_cast<int>(max_shared_of_arch(arch) + RESERVED_SHARED);
             return CUDA_SUCCESS;
         case 97:
-            *value = static_cast<int>(max_shared_of_arch());
+            *value = static_cast<int>(max_shared_of_arch(arch));
             return CUDA_SUCCESS;
         case 33:
             *value = device + 1;

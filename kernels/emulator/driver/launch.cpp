@@ -7,7 +7,6 @@
 
 #include "api.h"
 #include "block.h"
-#include "settings.h"
 
 using namespace emulator;
 
@@ -97,7 +96,7 @@ API cuModuleGetFunction(void** function, void* module, const char* name) {
     ENTER_WITH_CONTEXT;
     REQUIRE(function != nullptr && name != nullptr, CUDA_ERROR_INVALID_VALUE);
     REQUIRE(modules.count(static_cast<Module*>(module)) == 1, CUDA_ERROR_INVALID_HANDLE);
-    const Kernel* kernel = find_kernel(name);
+    const Kernel* kernel = find_kernel(name, current_arch());
     REQUIRE(kernel != nullptr, CUDA_ERROR_NOT_FOUND);
     for (const auto& entry : functions)
         if (entry.second->kernel == kernel && entry.second->module == module) {
@@ -117,7 +116,7 @@ API cuFuncSetAttribute(void* function, int attribute, int value) {
     Function* f = function_of(function);
     REQUIRE(f != nullptr, CUDA_ERROR_INVALID_HANDLE);
     if (attribute == 8) {  // MAX_DYNAMIC_SHARED_SIZE_BYTES
-        REQUIRE(value >= 0 && static_cast<size_t>(value) <= max_shared_of_arch(), CUDA_ERROR_INVALID_VALUE);
+        REQUIRE(value >= 0 && static_cast<size_t>(value) <= max_shared_of_arch(current_arch()), CUDA_ERROR_INVALID_VALUE);
         f->max_dynamic = static_cast<size_t>(value) < MAX_STATIC_SHARED ? MAX_STATIC_SHARED : static_cast<size_t>(value);
         return CUDA_SUCCESS;
     }
@@ -136,7 +135,7 @@ API cuFuncGetAttribute(int* value, int attribute, void* function) {
     Function* f = function_of(function);
     REQUIRE(f != nullptr, CUDA_ERROR_INVALID_HANDLE);
     REQUIRE(value != nullptr && attribute >= 0 && attribute < 16, CUDA_ERROR_INVALID_VALUE);
-    const int arch = settings().arch;
+    const int arch = current_arch();
     const int table[] = {1024, 0, 0, 0, 64, arch, arch, 0, static_cast<int>(f->max_dynamic), f->carveout};
     *value = attribute < 10 ? table[attribute] : 0;
     return CUDA_SUCCESS;
@@ -158,7 +157,7 @@ API cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* function, int
     REQUIRE(f != nullptr, CUDA_ERROR_INVALID_HANDLE);
     REQUIRE(blocks != nullptr && threads > 0 && threads <= 1024, CUDA_ERROR_INVALID_VALUE);
     const size_t by_threads = 2048 / static_cast<size_t>((threads + 31) / 32 * 32),
-                 by_shared = (max_shared_of_arch() + RESERVED_SHARED) / (shared + RESERVED_SHARED);
+                 by_shared = (max_shared_of_arch(current_arch()) + RESERVED_SHARED) / (shared + RESERVED_SHARED);
     *blocks = shared > f->max_dynamic ? 0 : static_cast<int>(by_threads < by_shared ? by_threads : by_shared);
     return CUDA_SUCCESS;
 }

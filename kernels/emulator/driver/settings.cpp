@@ -14,6 +14,8 @@ uint64_t number(const char* name, uint64_t otherwise) {
     return text == nullptr || *text == '\0' ? otherwise : strtoull(text, nullptr, 0);
 }
 
+const std::string* archs = nullptr;  // instead of EMULATOR_ARCH
+
 struct Failure {
     unsigned long call;
     int code;
@@ -38,13 +40,27 @@ std::multimap<std::string, Failure> read_failures() {
     return failures;
 }
 
+Settings read_settings() {
+    Settings s{number("EMULATOR_SEED", 1), static_cast<size_t>(number("EMULATOR_MEMORY", 8ull << 30)),
+               static_cast<int>(number("EMULATOR_DRIVER", 13000)), 0, {}};
+    const char* text = archs == nullptr ? getenv("EMULATOR_ARCH") : archs->c_str();
+    std::string rest = text == nullptr || *text == '\0' ? "90" : text;
+    int given = 0;
+    for (int& arch : s.archs) {
+        arch = rest.empty() ? s.archs[given - 1] : atoi(rest.c_str());
+        if (rest.empty()) continue;
+        given++;
+        const size_t comma = rest.find(',');
+        rest = comma == std::string::npos ? "" : rest.substr(comma + 1);
+    }
+    s.devices = static_cast<int>(number("EMULATOR_DEVICES", static_cast<uint64_t>(given)));
+    return s;
+}
+
 }  // namespace
 
 const Settings& settings() {
-    static const Settings all = {number("EMULATOR_SEED", 1), static_cast<size_t>(number("EMULATOR_MEMORY", 8ull << 30)),
-                                 static_cast<int>(number("EMULATOR_DRIVER", 13000)),
-                                 static_cast<int>(number("EMULATOR_ARCH", 90)),
-                                 static_cast<int>(number("EMULATOR_DEVICES", 1))};
+    static const Settings all = read_settings();
     return all;
 }
 
@@ -60,3 +76,7 @@ int injected_failure(const char* function) {
 }
 
 }  // namespace emulator
+
+extern "C" __attribute__((visibility("default"))) void emulator_set_archs(const char* text) {
+    emulator::archs = new std::string(text);
+}

@@ -9,8 +9,8 @@ struct Settings {
     uint64_t seed;  // EMULATOR_SEED: of every order that is drawn
     size_t memory;  // EMULATOR_MEMORY: bytes of a device
     int driver;     // EMULATOR_DRIVER: 13000 is CUDA 13.0
-    int arch;       // EMULATOR_ARCH: 90 is sm_90
-    int devices;    // EMULATOR_DEVICES
+    int devices;    // EMULATOR_DEVICES, or as many as there are architectures
+    int archs[64];  // EMULATOR_ARCH: 90 is sm_90; `90,80`, and the last of them for all other devices
 };
 const Settings& settings();
 

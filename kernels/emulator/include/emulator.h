@@ -5,6 +5,7 @@
 #include "emulator/types.h"
 //
 #include "emulator/bfloat16.h"
+#include "emulator/hopper.h"
 #include "emulator/runtime.h"
 //
 #include "emulator/intrinsics.h"

@@ -6,6 +6,7 @@
 use super::failure::Doing;
 use super::images::{ARCHS, IMAGES, Image};
 use super::launch::Function;
+use super::probe::runs;
 use super::{events, gemm, graph, timing};
 use crate::{Error, Result};
 use cudarc::driver::result as driver;
@@ -38,6 +39,7 @@ pub struct Device {
     copies: sys::CUstream,
     pub(super) modules: Vec<sys::CUmodule>,
     pub(super) functions: Mutex<HashMap<&'static str, Function>>,
+    pub(super) present: Mutex<HashMap<&'static str, bool>>,
     scratch: Mutex<Scratch>,
     usage: Mutex<BTreeMap<&'static str, u64>>,
     pub(super) events: Mutex<events::Pool>,
@@ -174,6 +176,7 @@ impl Device {
             copies,
             modules: Vec::new(),
             functions: Mutex::default(),
+            present: Mutex::default(),
             scratch: Mutex::new(Scratch { ptr: 0, bytes: 0 }),
             usage: Mutex::default(),
             events: Mutex::default(),
@@ -181,7 +184,7 @@ impl Device {
             state: graph::State::default(),
             profile: timing::Profile::default(),
         };
-        for image in images {
+        for image in images.iter().filter(|image| image.only.is_none_or(|only| runs(only, arch))) {
             // SAFETY: a fatbin that nvcc wrote, whole
             let module = unsafe { driver::module::load_data(image.bytes.as_ptr().cast()) }.doing_with(|| format!(
                 "the kernels of {} (compiled for {ARCHS}) do not load on GPU {ordinal} ({}, compute capability {}.{})",

@@ -11,15 +11,15 @@ use cudarc::driver::result as driver;
 use cudarc::driver::sys;
 use std::ffi::{CString, c_void};
 
-/// Most bytes of a kernel's arguments here.
-const WORDS: usize = 80;
+/// Most words of 8 bytes of a kernel's arguments here.
+const WORDS: usize = 160;
 /// Most arguments of a kernel here.
 const ARGS: usize = 40;
 
 /// A value that a kernel takes as it lies in memory.
 ///
 /// # Safety
-/// The type has the size and layout of the kernel's parameter, and at most 64 bytes.
+/// The type has the size and layout of the kernel's parameter, and at most 128 bytes.
 pub(crate) unsafe trait Arg: Copy {}
 // SAFETY: `int` or `unsigned`
 unsafe impl Arg for u32 {}
@@ -86,8 +86,8 @@ impl<'d> Launch<'d> {
     pub fn arg<A: Arg>(mut self, value: A) -> Self {
         let words = size_of::<A>().div_ceil(8);
         let place = &mut self.words[self.used..self.used + words];
-        // SAFETY: `place` has room for A, and addresses of u64 are aligned enough for every Arg
-        unsafe { place.as_mut_ptr().cast::<A>().write(value) };
+        // SAFETY: `place` has room for A; the driver copies arguments from where they lie, aligned or not
+        unsafe { place.as_mut_ptr().cast::<A>().write_unaligned(value) };
         self.starts[self.args] = self.used;
         self.sizes[self.args] = size_of::<A>();
         self.args += 1;
@@ -206,13 +206,25 @@ impl Device {
         Ok(raw)
     }
 
+    /// Whether this GPU runs the kernel of that name: some are compiled for one architecture alone.
+    pub(crate) fn has_kernel(&self, kernel: &'static str) -> bool {
+        if let Some(&present) = lock(&self.present).get(kernel) {
+            return present;
+        }
+        let present = self.leave_graph().and_then(|()| self.bind()).is_ok() && self.look_up(kernel).is_some();
+        lock(&self.present).insert(kernel, present);
+        present
+    }
+
+    fn look_up(&self, kernel: &str) -> Option<sys::CUfunction> {
+        let name = CString::new(kernel).ok()?;
+        // SAFETY: the modules live as long as self
+        self.modules.iter().find_map(|&m| unsafe { driver::module::get_function(m, name.clone()) }.ok())
+    }
+
     /// Looks a kernel up in the modules and compares its signature with the arguments that it is about to get.
     fn find(&self, kernel: &'static str, sizes: &[usize]) -> Result<sys::CUfunction> {
-        let name = CString::new(kernel).map_err(|_| Error::Device(format!("no kernel {kernel:?}")))?;
-        // SAFETY: the modules live as long as self
-        let found =
-            self.modules.iter().find_map(|&m| unsafe { driver::module::get_function(m, name.clone()) }.ok());
-        let Some(function) = found else {
+        let Some(function) = self.look_up(kernel) else {
             return Err(Error::Device(format!("this binary has no kernel {kernel}; build it again")));
         };
         let mut takes = Vec::new();

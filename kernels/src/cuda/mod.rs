@@ -24,6 +24,7 @@ mod optim;
 mod pinned;
 mod probe;
 mod rows;
+mod tensor_map;
 mod timing;
 mod transfer;
 

@@ -218,7 +218,7 @@ fn unfit(ordinal: usize, (major, minor): (i32, i32)) -> Option<Trouble> {
 
 /// Whether code for an architecture, as in `80` or `90a`, runs on a GPU: on later ones of the same generation, but with a
 /// letter on that one alone.
-fn runs(arch: &str, (major, minor): (i32, i32)) -> bool {
+pub(super) fn runs(arch: &str, (major, minor): (i32, i32)) -> bool {
     let digits = arch.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let Ok(number) = digits.parse::<i32>() else { return false };
     let (of, least) = (number / 10, number % 10);

@@ -57,17 +57,18 @@ struct SharedSite {
 };
 extern unsigned long long block_serial;
 void shared_static(SharedSite& site, size_t bytes, const char* name);
-void* shared_dynamic(size_t align);
+// `align` is what the declaration gives, `needed` what the type needs.
+void* shared_dynamic(size_t needed, size_t align);
 
-// The address of shared memory as the 32 bits that instructions take, and back.
+// The address of shared memory as the 32 bits that instructions take.
 unsigned shared_address(const void* pointer);
-void* shared_pointer(unsigned address);
 
 struct Parameter {
     size_t offset, size;
 };
 using Invoke = void (*)(void (*kernel)(), void** parameters);
-void register_kernel(const char* name, void (*kernel)(), Invoke invoke, const Parameter* parameters, size_t count);
+void register_kernel(const char* name, const char* file, void (*kernel)(), Invoke invoke, const Parameter* parameters,
+                     size_t count);
 
 template <class... P, size_t... I>
 void invoke(void (*kernel)(), void** parameters, std::index_sequence<I...>) {
@@ -77,14 +78,14 @@ void invoke(void (*kernel)(), void** parameters, std::index_sequence<I...>) {
 
 struct Registration {
     template <class... P>
-    Registration(const char* name, void (*kernel)(P...)) {
+    Registration(const char* name, const char* file, void (*kernel)(P...)) {
         static_assert((std::is_trivially_copyable<P>::value && ...), "parameters are copied as bytes");
         Parameter parameters[sizeof...(P) + 1] = {};
         size_t at = 0, count = 0;
         ((at = (at + alignof(P) - 1) / alignof(P) * alignof(P), parameters[count++] = {at, sizeof(P)}, at += sizeof(P)),
          ...);
         register_kernel(
-            name, reinterpret_cast<void (*)()>(kernel),
+            name, file, reinterpret_cast<void (*)()>(kernel),
             [](void (*f)(), void** p) { invoke<P...>(f, p, std::index_sequence_for<P...>()); }, parameters, count);
     }
 };
@@ -107,5 +108,6 @@ struct Registration {
         ::emulator::shared_static(EMULATOR_PASTE(name, _shared_site), sizeof(EMULATOR_PASTE(name, _shared_type)), #name); \
     EMULATOR_PASTE(name, _shared_type) & name =                                                                           \
         *static_cast<EMULATOR_PASTE(name, _shared_type)*>(EMULATOR_PASTE(name, _shared_site).memory)
-#define SHARED_DYNAMIC(type, name) type* name = static_cast<type*>(::emulator::shared_dynamic(alignof(type)))
-#define EXPORT(kernel) static const ::emulator::Registration EMULATOR_PASTE(kernel, _export)(#kernel, kernel);
+#define SHARED_DYNAMIC(type, name) type* name = static_cast<type*>(::emulator::shared_dynamic(alignof(type), 16))
+#define SHARED_ALIGNED(type, name) type* name = static_cast<type*>(::emulator::shared_dynamic(alignof(type), 1024))
+#define EXPORT(kernel) static const ::emulator::Registration EMULATOR_PASTE(kernel, _export)(#kernel, __FILE__, kernel);

@@ -2,6 +2,7 @@
 
 mod faults;
 mod gpu;
+mod hopper;
 mod memory;
 mod order;
 mod products;
