@@ -51,7 +51,7 @@ struct BackwardArgs {
     float* delta;
     const bf16 *dout, *out;
     const float* lse;
-    const TensorMap &q_map, &k_map, &v_map, &dout_map;
+    const TensorMap &q_map, &kv_map, &dout_map;
 };
 
 // How many items this block has. Sorted, items go to blocks from the first to the last, then from the last to the first, and so on.
@@ -64,9 +64,9 @@ __device__ __forceinline__ unsigned item_place(unsigned round) {
 }
 
 // The block's items, of the sequences with most work first. All threads call it.
-__device__ __forceinline__ void list_items(BackwardShared& shared, const AttentionSizes& s, unsigned sequences, unsigned count) {
+__device__ __forceinline__ void list_items(BackwardShared& shared, const AttentionSizes& s, unsigned count) {
     unsigned char* costs = reinterpret_cast<unsigned char*>(shared.dq);
-    const unsigned padded = (sequences + 15) / 16 * 16;
+    const unsigned sequences = s.sequences, padded = (sequences + 15) / 16 * 16;
 #pragma unroll 1
     for (unsigned b = threadIdx.x; b < padded; b += BLOCK_THREADS) {
         unsigned cost = 0;
@@ -203,9 +203,9 @@ __device__ __forceinline__ void feed_entry(BackwardShared& shared, Feed& feed, c
         tma_load(to + TILE_BYTES, args.dout_map, row, column, shared.full[stage]);
     } else if (leader) {
         const int row = static_cast<int>(item.k_start + feed.first), tiles = item.keys - feed.first > TILE ? 2 : 1;
-        const TensorMap& map = feed.next == 0 ? args.k_map : args.v_map;
+        const int from = column + static_cast<int>(feed.next * s.heads * HEAD);  // values follow keys
         mbarrier_arrive_expect(shared.full[stage], tiles * TILE_BYTES);
-        for (int i = 0; i < tiles; i++) tma_load(to + i * TILE_BYTES, map, row + i * TILE, column, shared.full[stage]);
+        for (int i = 0; i < tiles; i++) tma_load(to + i * TILE_BYTES, args.kv_map, row + i * TILE, from, shared.full[stage]);
     }
     if (is_tile) {
         const float stat = make_stat<DROPOUT>(args, loads, dropout, feed.first == 0);
@@ -472,7 +472,7 @@ __device__ __forceinline__ void key_block(BackwardShared& shared, Progress& at, 
 }
 
 template <bool DROPOUT>
-__device__ __forceinline__ void backward_sm90(const BackwardArgs& args, const AttentionSizes& s, const Dropout& dropout, unsigned sequences) {
+__device__ __forceinline__ void backward_sm90(const BackwardArgs& args, const AttentionSizes& s, const Dropout& dropout) {
     SHARED_ALIGNED(unsigned char, raw);
     BackwardShared& shared = *reinterpret_cast<BackwardShared*>(raw);
     if (threadIdx.x == 0) {
@@ -484,8 +484,8 @@ __device__ __forceinline__ void backward_sm90(const BackwardArgs& args, const At
         mbarrier_init(shared.ds_empty, WARPS);
         publish_mbarriers();
     }
-    const unsigned count = item_count(sequences * s.heads);
-    list_items(shared, s, sequences, count);
+    const unsigned count = item_count(s.sequences * s.heads);
+    list_items(shared, s, count);
     if (threadIdx.x >= CONSUMERS) {
         give_registers<72>();
         feed_and_sum<DROPOUT>(shared, args, s, dropout, count);
@@ -507,13 +507,13 @@ __device__ __forceinline__ void backward_sm90(const BackwardArgs& args, const At
 
 }  // namespace attention
 
-#define ATTENTION_SM90_BACKWARD(name, dropout)                                                                                                \
-    extern "C" __global__ void __launch_bounds__(attention::BLOCK_THREADS, 1) attention_sm90_backward##name##_bf16(                           \
-        bf16* dq, bf16* dk, bf16* dv, float* delta, const bf16* dout, const bf16* out, const float* lse, AttentionSizes s, Dropout drop,      \
-        unsigned sequences, const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap k_map,                                 \
-        const __grid_constant__ TensorMap v_map, const __grid_constant__ TensorMap dout_map) {                                                \
-        attention::backward_sm90<dropout>({dq, dk, dv, delta, dout, out, lse, q_map, k_map, v_map, dout_map}, s, drop, sequences);            \
-    }                                                                                                                                         \
+// kv_map: keys, and values after them. delta: memory for D [heads, R].
+#define ATTENTION_SM90_BACKWARD(name, dropout)                                                                                             \
+    extern "C" __global__ void __launch_bounds__(attention::BLOCK_THREADS, 1) attention_sm90_backward##name##_bf16(                        \
+        bf16* dq, bf16* dk, bf16* dv, float* delta, const bf16* dout, const bf16* out, const float* lse, AttentionSizes s, Dropout drop,   \
+        const __grid_constant__ TensorMap q_map, const __grid_constant__ TensorMap kv_map, const __grid_constant__ TensorMap dout_map) {   \
+        attention::backward_sm90<dropout>({dq, dk, dv, delta, dout, out, lse, q_map, kv_map, dout_map}, s, drop);                          \
+    }                                                                                                                                      \
     EXPORT(attention_sm90_backward##name##_bf16)
 
 ATTENTION_SM90_BACKWARD(, false)
