@@ -72,7 +72,7 @@ __device__ __forceinline__ unsigned sort_sequences(ItemTable& table, const Atten
         const unsigned i = at + lane, b = begin + min(i, count - 1);
         const unsigned keys = __ldg(s.cu_k + b + 1) - __ldg(s.cu_k + b), queries = __ldg(s.cu_q + b + 1) - __ldg(s.cu_q + b);
         const unsigned bucket = WARP - 1 - min(keys / 64, static_cast<unsigned>(WARP - 1));
-        if (i < count) table.items[i] = items_of(queries, s.heads), table.bucket[i] = bucket;
+        if (i < count) table.items[i] = keys == 0 ? 0 : items_of(queries, s.heads), table.bucket[i] = bucket;
         place += __popc(Peers(bucket, i < count).of(lane));
     }
     place = inclusive_sum(place, lane) - place;

@@ -63,9 +63,9 @@ constexpr float KEPT_FACTOR = 1.0f / 128;
 struct KeptBounds {
     unsigned base, limit;
 
-    // The threshold is at least 1. Known to be a constant the base would be copied to a register at every use; a shuffle hides it.
+    // The threshold is from 1 to 255. Were the base known to be a constant, it would be copied to a register at every use.
     __device__ __forceinline__ explicit KeptBounds(unsigned threshold)
-        : base(__shfl_sync(ALL_LANES, 0x64646464u, 0)), limit(0xe400e400u | (threshold - 1) * 0x10001u) {}
+        : base(0x64646464u + (threshold >> 8)), limit(0xe400e400u | (threshold - 1) * 0x10001u) {}
 };
 
 // For the lower or the upper two bytes of a word of a draw, as two bf16: 2^-7 where the byte is at least the threshold, else 0.

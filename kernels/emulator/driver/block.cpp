@@ -321,6 +321,7 @@ void run_grid(const Launch& launch) {
         current = first;
         switch_to(block.scheduler, first->context);
         finish_bulk();
+        finish_mbarriers();
         check_shared();
         at = (at + step) % blocks;
     }

@@ -25,6 +25,8 @@ struct State {
     unsigned phase;        // that is not complete, from 0
     unsigned initializer;  // the thread
     bool published;
+    unsigned copied;  // phases until the last one that had bytes
+    unsigned seen;    // phases that a thread saw complete
     std::vector<unsigned> waiting;
 };
 
@@ -80,7 +82,7 @@ void mbarrier_init(void* word, unsigned arrivals) {
     const auto it = barriers.find(address);
     if (it != barriers.end() && !it->second.waiting.empty())
         fail("initializes the mbarrier at shared address %#x, at which threads wait", address);
-    barriers[address] = {arrivals, arrivals, 0, 0, thread_index(), false, {}};
+    barriers[address] = {arrivals, arrivals, 0, 0, thread_index(), false, 0, 0, {}};
     const uint64_t m = mark(address);
     memcpy(word, &m, sizeof m);
 }
@@ -109,6 +111,16 @@ void mbarrier_wait(void* word, unsigned parity) {
         find(word, "waits at").waiting.push_back(thread_index());
         suspend("an mbarrier", describe, word, parity);
     }
+    State& s = find(word, "waits at");
+    s.seen = s.phase;
+}
+
+void finish_mbarriers() {
+    for (const auto& entry : barriers)
+        if (entry.second.copied > entry.second.seen)
+            fail("all threads have left, and none has waited for the copies to shared memory of phase %u of the mbarrier at "
+                 "shared address %#x",
+                 entry.second.copied - 1, entry.first);
 }
 
 void require_published(const void* word) {
@@ -120,6 +132,7 @@ void require_published(const void* word) {
 void arrive_bytes(void* word, unsigned bytes) {
     State& s = find(word, "a copy completes");
     s.bytes -= bytes;
+    s.copied = s.phase + 1;
     check_bytes(s, shared_address(word));
     complete_if_done(s);
 }

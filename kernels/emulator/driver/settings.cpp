@@ -6,6 +6,8 @@
 #include <map>
 #include <string>
 
+#include "emulator/types.h"
+
 namespace emulator {
 namespace {
 
@@ -15,6 +17,7 @@ uint64_t number(const char* name, uint64_t otherwise) {
 }
 
 const std::string* archs = nullptr;  // instead of EMULATOR_ARCH
+bool were_read = false;
 
 struct Failure {
     unsigned long call;
@@ -41,6 +44,7 @@ std::multimap<std::string, Failure> read_failures() {
 }
 
 Settings read_settings() {
+    were_read = true;
     Settings s{number("EMULATOR_SEED", 1), static_cast<size_t>(number("EMULATOR_MEMORY", 8ull << 30)),
                static_cast<int>(number("EMULATOR_DRIVER", 13000)), 0, {}};
     const char* text = archs == nullptr ? getenv("EMULATOR_ARCH") : archs->c_str();
@@ -78,5 +82,6 @@ int injected_failure(const char* function) {
 }  // namespace emulator
 
 extern "C" __attribute__((visibility("default"))) void emulator_set_archs(const char* text) {
+    if (emulator::were_read) emulator::fail("the devices' architectures are set after the first call");
     emulator::archs = new std::string(text);
 }

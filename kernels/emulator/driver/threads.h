@@ -32,5 +32,6 @@ void start_products();
 void leave_bulk();
 void leave_products();
 void finish_bulk();
+void finish_mbarriers();
 
 }  // namespace emulator

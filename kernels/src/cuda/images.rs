@@ -48,13 +48,22 @@ pub fn resources() -> Vec<Resources> {
 /// Reads the assembler's report: for every kernel a line with its name, one with its stack, one with its registers.
 fn parse(report: &str) -> Vec<Resources> {
     let mut found: Vec<Resources> = Vec::new();
-    let remarks = report.lines().filter(|line| line.contains("Performance Loss") || line.contains("setmaxnreg"));
+    let remarks =
+        report.lines().filter(|line| line.contains("Performance Loss") || line.contains("setmaxnreg"));
     for line in report.lines() {
         if let Some((_, entry)) = line.split_once("Compiling entry function '") {
             let mut quoted = entry.split('\'');
             let (kernel, arch) = (quoted.next().unwrap_or_default(), quoted.nth(1).unwrap_or_default());
             let (kernel, arch) = (kernel.to_owned(), arch.to_owned());
-            found.push(Resources { kernel, arch, registers: 0, shared: 0, stack: 0, spills: 0, remarks: vec![] });
+            found.push(Resources {
+                kernel,
+                arch,
+                registers: 0,
+                shared: 0,
+                stack: 0,
+                spills: 0,
+                remarks: vec![],
+            });
         } else if let Some(last) = found.last_mut() {
             let number = |unit: &str| {
                 let before = line.split_once(unit)?.0.trim_end();

@@ -288,17 +288,25 @@ macro_rules! kernel {
 pub(crate) use kernel;
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::super::images::{IMAGES, Image};
     use super::*;
-    use std::sync::Arc;
+    use std::sync::{Arc, Once};
+
+    /// The GPU, or the emulator with one of compute capability 9.0 and one of 8.0.
+    pub(crate) fn open(ordinal: usize) -> Arc<Device> {
+        static LOADED: Once = Once::new();
+        LOADED.call_once(|| {
+            if crate::cuda::count().is_err() {
+                emulator::load_archs(&[90, 80]);
+            }
+        });
+        let emulated = [Image::named("emulated")];
+        Device::open_with(ordinal, if IMAGES.is_empty() { &emulated } else { IMAGES }).unwrap()
+    }
 
     fn device() -> Arc<Device> {
-        if super::super::count().is_err() {
-            emulator::load();
-        }
-        let emulated = [Image::named("emulated")];
-        Device::open_with(0, if IMAGES.is_empty() { &emulated } else { IMAGES }).unwrap()
+        open(0)
     }
 
     #[test]

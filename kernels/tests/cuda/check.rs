@@ -17,15 +17,25 @@ pub fn device() -> Arc<Device> {
         let required = std::env::var_os("REQUIRE_GPU").is_some_and(|v| v != "0");
         assert!(real || !required, "REQUIRE_GPU is set: {:?}", kernels::cuda::count());
         if !real {
-            emulator::load();
+            emulator::load_archs(&[90, 80]);
         }
         real
     });
+    open(real, 0)
+}
+
+/// A GPU that lacks the kernels of compute capability 9.0: on the emulator alone.
+pub fn older_device() -> Option<Arc<Device>> {
+    let emulated = device().name().to_lowercase().contains("emulat");
+    emulated.then(|| open(false, 1))
+}
+
+fn open(real: bool, ordinal: usize) -> Arc<Device> {
     if real || !IMAGES.is_empty() {
-        return Device::open(0).unwrap();
+        return Device::open(ordinal).unwrap();
     }
     // The emulator finds kernels by their names.
-    Device::open_with(0, &[Image::named("emulated")]).unwrap()
+    Device::open_with(ordinal, &[Image::named("emulated")]).unwrap()
 }
 
 /// A backend of its own. Products' algorithms are not measured, so that every run has the same.

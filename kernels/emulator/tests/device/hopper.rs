@@ -74,15 +74,28 @@ fn run(stream: &Stream, kernel: &str, threads: u32, shared: usize, args: &[Vec<u
 fn allow(kernel: &str, shared: usize) {
     use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as LIMIT;
     // SAFETY: a function of a module that is never unloaded.
-    unsafe { cudarc::driver::result::function::set_function_attribute(function(kernel).unwrap(), LIMIT, shared as i32) }
-        .unwrap();
+    unsafe {
+        cudarc::driver::result::function::set_function_attribute(
+            function(kernel).unwrap(),
+            LIMIT,
+            shared as i32,
+        )
+    }
+    .unwrap();
 }
 
 /// A box from (row, column) to another place, at and past every edge.
 #[test]
 fn boxes_are_copied_with_zeros_around_the_matrix() {
     let stream = Stream::new();
-    let at = [(0, 0, 0, 0), (50, 8, -3, 16), (-5, -10, 20, 150), (90, 70, 97, 71), (200, 0, 0, 300), (7, 1, 9, -63)];
+    let at = [
+        (0, 0, 0, 0),
+        (50, 8, -3, 16),
+        (-5, -10, 20, 150),
+        (90, 70, 97, 71),
+        (200, 0, 0, 300),
+        (7, 1, 9, -63),
+    ];
     for (rows, columns, box_rows) in [(100i32, 72i32, 64i32), (33, 200, 16), (3, 5, 256), (64, 64, 1)] {
         let width = (columns as usize).next_multiple_of(8) + 8;
         let x = noise(rows as usize * width, 1);
@@ -100,7 +113,11 @@ fn boxes_are_copied_with_zeros_around_the_matrix() {
             let source =
                 |r: i32, c: i32| if inside(r, c) { x[r as usize * width + c as usize].to_f32() } else { 0.0 };
             for (i, &got) in seen.read().iter().enumerate() {
-                assert_eq!(got, source(row + i as i32 / 64, column + i as i32 % 64), "element {i} of the tile");
+                assert_eq!(
+                    got,
+                    source(row + i as i32 / 64, column + i as i32 % 64),
+                    "element {i} of the tile"
+                );
             }
             for (i, got) in y.read().iter().enumerate() {
                 let (r, c) = ((i / width) as i32, (i % width) as i32);
@@ -137,6 +154,63 @@ fn maps_that_the_copy_engine_does_not_have_are_refused() {
     }
 }
 
+/// Two tiles of 0 and 1 that were made in one place.
+fn stores(what: i32) {
+    let (stream, y) = (Stream::new(), Buffer::<bf16>::fresh(128 * 64));
+    let map = Matrix::new(y.at, 128, 64, 128, 64).encode().unwrap();
+    run(&stream, "test_stores", 96, 64 * 128, &[arg(map), arg(what)]);
+    let right = |(i, x): (usize, &bf16)| x.to_f32() == (i / (64 * 64)) as f32;
+    assert!(y.read().iter().enumerate().all(right), "the result is wrong");
+}
+
+#[test]
+#[ignore = "run by `what_is_wrong_with_stores_is_told` in a process of its own"]
+fn wrong_stores() {
+    for _ in 0..12 {
+        stores(number("WHAT"));
+    }
+}
+
+#[test]
+fn what_is_wrong_with_stores_is_told() {
+    let cases: [(i32, &[&str]); 4] = [
+        (1, &["a copy from shared memory reads shared address", "which a thread wrote without fence_async"]),
+        (
+            2,
+            &[
+                "the result is wrong",
+                "which a thread wrote without fence_async after it, or after this was issued",
+            ],
+        ),
+        (3, &["leaves the kernel without having waited for its copies from shared memory"]),
+        (4, &["copies from shared memory that commit_stores did not follow"]),
+    ];
+    told("hopper::wrong_stores", &cases);
+}
+
+#[test]
+#[ignore = "run by `registers_are_not_given_twice` in a process of its own"]
+fn move_registers() {
+    run(&Stream::new(), "test_registers", 384, 0, &[arg(number("FIRST")), arg(number("SECOND"))]);
+}
+
+#[test]
+fn registers_are_not_given_twice() {
+    let cases = [
+        (40, 240, "520 a thread in sum, are more than the 504 that the block has", false),
+        (24, 160, "setmaxnreg.inc to 160 registers, of a share of 168", false),
+        (176, 240, "setmaxnreg.dec to 176 registers, of a share of 168", false),
+        (20, 240, "multiples of 8 from 24 to 256 are possible", false),
+        (24, 236, "multiples of 8 from 24 to 256 are possible", false),
+        (24, 240, "", true),
+    ];
+    for (first, second, message, right) in cases {
+        let environment = [("FIRST", &*first.to_string()), ("SECOND", &*second.to_string())];
+        let (text, passed) = child("hopper::move_registers", &environment);
+        assert!(passed == right && text.contains(message), "{first} {second}: {text}");
+    }
+}
+
 const TILES: usize = 7;
 
 /// Sums of rows through a ring of two tiles: what the kernel gives and what is right.
@@ -169,7 +243,8 @@ fn product(n: usize, kind: &str, depth: usize, what: i32) -> (Vec<f32>, Vec<f64>
     let (stream, k) = (Stream::new(), depth * 64);
     let (a, b) = (noise(64 * k, 3), noise(n * k, 4));
     let c: Vec<f32> = noise(64 * n, 5).iter().map(|x| x.to_f32()).collect();
-    let (da, db, dc, y) = (Buffer::from(&a), Buffer::from(&b), Buffer::from(&c), Buffer::<f32>::fresh(64 * n));
+    let (da, db, dc, y) =
+        (Buffer::from(&a), Buffer::from(&b), Buffer::from(&c), Buffer::<f32>::fresh(64 * n));
     let args = [arg(y.at), arg(da.at), arg(db.at), arg(dc.at), arg(depth as i32), arg(what)];
     run(&stream, &format!("test_product_{n}_{kind}"), 128, (64 + n) * k * 2, &args);
     let (left, right) = (&kind[..1] == "m", &kind[1..] == "m");
@@ -248,7 +323,10 @@ fn what_is_wrong_with_copies_is_told() {
     told(
         "hopper::wrong_ring",
         &[
-            (1, &["the result is wrong", "deadlock", "whose phase 0 has its 1 arrivals and lacks 8192 bytes"]),
+            (
+                1,
+                &["the result is wrong", "deadlock", "whose phase 0 has its 1 arrivals and lacks 8192 bytes"],
+            ),
             (2, &["the result is wrong", "deadlock", "arrivals and lacks"]),
             (3, &["16 bytes more than announced arrived"]),
             (4, &["phase 0 lacks 0 of 1 arrivals and 16 bytes"]),
@@ -258,7 +336,7 @@ fn what_is_wrong_with_copies_is_told() {
             (8, &["which was overwritten"]),
             (10, &["the result is wrong", "deadlock", "arrivals and lacks"]),
             (11, &["is not aligned to 1024 bytes"]),
-            (12, &["copies to shared memory still run", "leaves the kernel"]),
+            (12, &["copies to shared memory still run", "none has waited for the copies to shared memory"]),
         ],
     );
 }

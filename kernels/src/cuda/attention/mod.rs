@@ -1,5 +1,6 @@
-//! Attention over packed sequences. Two families of kernels, chosen by element and head size: `cu/attention_sm80*.cu` on
-//! tensor cores, `cu/attention_any.cu` for everything else. Both save the log-sum-exp only and replay dropout.
+//! Attention over packed sequences. Three families of kernels, chosen by element, head size and device: on tensor cores
+//! `cu/attention_sm90*.cu` where they run, else `cu/attention_sm80*.cu`; `cu/attention_any.cu` for everything else. All save the
+//! log-sum-exp only and replay dropout.
 //!
 //! The offsets of the sequences lie on the device and are not checked. Relied on: they never fall and end at the sizes'
 //! counts, no sequence has more keys or more queries than `max_keys`, and a sequence with queries has keys.
@@ -199,8 +200,16 @@ pub(super) fn forward<E: Element>(device: &Device, args: AttentionForward<'_, Cu
     check_len(OP, "out", out.len(), sizes.queries * sizes.hidden())?;
     check_len(OP, "lse", lse.len(), sizes.heads * sizes.queries)?;
     let parts = sizes.qkv(OP, &qkv)?;
-    let (drops, mask) = (!mask.rate.is_none(), dropout(OP, mask, sizes.queries)?);
+    let (drops, key, mask) = (!mask.rate.is_none(), mask.key, dropout(OP, mask, sizes.queries)?);
     let aligned = out.is_aligned() && parts.are_aligned();
+    if aligned && on_tensor_cores::<E>(sizes.d) && sm90::has_forward(device, drops) {
+        let arg = sizes.arg::<E>(&parts, aligned);
+        let (out, lse, parts, sizes) = (out.ptr(), lse.ptr(), &parts, &sizes);
+        // SAFETY: lengths were checked above, offsets are the caller's promise (see the module)
+        return unsafe {
+            sm90::forward(device, sm90::Forward { out, lse, parts, sizes, arg, drops, mask, key })
+        };
+    }
     let (kernel, rows, threads, shared) = if aligned && on_tensor_cores::<E>(sizes.d) {
         let kernel =
             if drops { "attention_sm80_forward_dropout_bf16" } else { "attention_sm80_forward_bf16" };

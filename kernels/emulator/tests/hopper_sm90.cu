@@ -81,6 +81,34 @@ extern "C" __global__ void test_ring(const __grid_constant__ TensorMap x, const 
 }
 EXPORT(test_ring)
 
+// Two tiles, 64 x 64 of numbers 0 and 1, are made by the threads in the same place and stored one after the other. By `what`:
+// 1 no fence_async, 2 the second is made before the first was read, 3 nobody waits, 4 nobody commits.
+extern "C" __global__ void test_stores(const __grid_constant__ TensorMap y, int what) {
+    SHARED_ALIGNED(bf16, tile);
+    for (int round = 0; round < 2; round++) {
+        for (int i = threadIdx.x; i < 64 * 64; i += blockDim.x) tile[i] = narrow<bf16>(static_cast<float>(round));
+        if (what != 1) fence_async();
+        __syncthreads();
+        if (threadIdx.x == 0) {
+            tma_store(y, 64 * round, 0, tile);
+            if (what != 4) commit_stores();
+            if (what != 2 && what != 3) wait_stores_read<0>();
+        }
+        __syncthreads();
+    }
+    if (what == 2 && threadIdx.x == 0) wait_stores_read<0>();
+}
+EXPORT(test_stores)
+
+// Warpgroups move registers: the first gives down to `first`, the others take up to `second`.
+extern "C" __global__ void test_registers(int first, int second) {
+    if (threadIdx.x < 128)
+        emulator::set_registers(first, false);
+    else
+        emulator::set_registers(second, true);
+}
+EXPORT(test_registers)
+
 // What goes wrong with products, by `what` of test_product.
 enum { RIGHT, NO_WAIT, OVERWRITTEN, NO_FENCE, NO_COMMIT, MISSING_THREAD, OTHER_OPERANDS, TOUCHED, NO_ASYNC_FENCE, PARTIAL, LEFT, INSIDE, NEVER };
 
