@@ -360,6 +360,7 @@ __device__ __forceinline__ void pass_block(BackwardShared& shared, Progress& at,
         release_entry(shared, at.number);
         if (i < 2) continue;
         mbarrier_wait(shared.ds_empty, at.step++ % 2 ^ 1);
+        __syncwarp();  // no lane misses the phase
         if (threadIdx.x % WARP == 0) mbarrier_arrive(shared.ds_full);
     }
 }

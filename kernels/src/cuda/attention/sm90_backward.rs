@@ -56,7 +56,8 @@ pub unsafe fn backward(device: &Device, args: Backward<'_>) -> Result<()> {
     // Values follow keys in a row of both layouts.
     let keys = map(parts.k, sizes.keys, 2 * h, parts.kv_stride)?;
     let douts = map(dout, sizes.queries, h, h)?;
-    let launch = Launch::new(device, kernel(drops)).arg(grads.q).arg(grads.k).arg(grads.v).arg(delta).arg(dout);
+    let launch =
+        Launch::new(device, kernel(drops)).arg(grads.q).arg(grads.k).arg(grads.v).arg(delta).arg(dout);
     let launch = launch.arg(out).arg(lse).arg(arg).arg(mask).arg(queries).arg(keys).arg(douts);
     let items = sizes.sequences * sizes.heads;
     let blocks = items.min(device.multiprocessors()).max(items.div_ceil(ITEMS));
