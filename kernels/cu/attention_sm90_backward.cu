@@ -39,7 +39,7 @@ struct BackwardShared {
     alignas(1024) unsigned char ring[STAGES][STAGE_BYTES];
     float dq[TILES][8][WARPGROUP][4];
     unsigned char ds[KEYS * ROW_BYTES], keys[KEYS * ROW_BYTES];  // rows in the order of accumulators
-    float lse_log2[STAGES][TILE], delta[STAGES][TILE];           // delta is D / dropout's scale
+    float lse_log2[STAGES][TILE], delta[STAGES][TILE];           // delta: D, or as of sum_factor
     WorkItem items[ITEMS];
     Mbarrier full[STAGES], empty[STAGES], ds_full, ds_empty;
 };
@@ -136,6 +136,12 @@ __device__ __forceinline__ float product_of_eight(const Vec<unsigned, 4>& x, con
     return sum;
 }
 
+// With dropout, ds is made twice as large and without dropout's scale: 2 p (m dp - D / scale), where dp is that of the scores. So is D.
+template <bool DROPOUT>
+__device__ __forceinline__ float sum_factor(const AttentionSizes& s, const Dropout& dropout) {
+    return DROPOUT ? s.scale * dropout.scale * 0.5f : s.scale;
+}
+
 // What two threads for each query of a tile load to make its lse, the even one, and D, the odd one: at the first block of keys both
 // load half a row of dout and of out.
 struct StatLoads {
@@ -174,7 +180,7 @@ __device__ __forceinline__ float make_stat(const BackwardArgs& args, const StatL
 #pragma unroll
         for (int i = 0; i < 4; i++) delta += product_of_eight(loads.dout[i], loads.out[i]);
         delta += __shfl_xor_sync(ALL_LANES, delta, 1);
-        if (DROPOUT) delta *= static_cast<float>(256 - dropout.threshold) / 256;
+        if (DROPOUT) delta *= static_cast<float>(256 - dropout.threshold) / 128;  // see sum_factor
         if (loads.inside && half == 1) args.delta[loads.at] = delta;
     }
     if (half == 1) return delta;
@@ -266,7 +272,7 @@ __device__ __forceinline__ void feed_and_sum(BackwardShared& shared, const Backw
     feed.begin(shared, count);
 #pragma unroll 1
     for (unsigned i = 0; i < STAGES; i++) feed_entry<DROPOUT>(shared, feed, args, s, dropout);
-    const float factor = DROPOUT ? s.scale * dropout.scale : s.scale;
+    const float factor = sum_factor<DROPOUT>(s, dropout);
     unsigned step = 0;
     for (unsigned round = 0; round < count; round++) {
         const WorkItem item = item_of(shared, round);
@@ -292,23 +298,30 @@ struct OwnKeys {
     float dk[HEAD / 2], dv[HEAD / 2];
 };
 
-// Transposed scores become weights: p, rounded and masked, is the operand of the product with dout.
+// Transposed scores become weights: p, rounded and masked, is the operand of the product with dout. s keeps them unmasked, those
+// that are dropped with their signs set.
 template <bool DROPOUT>
 __device__ __forceinline__ void weigh(Fragment (&p)[TILE / 16], float (&s)[TILE / 2], const float* lse_log2, unsigned kept, float scale_log2) {
-    const unsigned byte = lane_id() / 4 % 2;
-    KeptSigns signs = {};
+    unsigned query[2] = {};
 #pragma unroll
     for (int i = 0; i < TILE / 8; i++) {
-        const int n = i / 2 + i % 2 * 4;  // a chunk of queries and that of 32 further
-        if (DROPOUT && i % 2 == 0) signs = kept_signs_of(kept, n);
+        const int n = i / 2 + i % 2 * 4;  // a chunk of queries, then that of 32 further
         const Vec<float, 2> base = load<2>(lse_log2 + 8 * n + 2 * (lane_id() % 4));
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
+        for (int e = 0; e < 2; e++) {
+            if (DROPOUT && i % 2 == 0) query[e] = kept_query(kept, n, e);
+            const unsigned rows = DROPOUT ? kept_rows(query[e], i % 2) : 0;
 #pragma unroll
-            for (int e = 0; e < 2; e++) s[4 * n + 2 * h + e] = fast_exp2(fmaf(s[4 * n + 2 * h + e], scale_log2, -base.at[e]));
-            unsigned& word = p[n / 2].at[n % 2 * 2 + h];
-            word = pack_bf16(s[4 * n + 2 * h], s[4 * n + 2 * h + 1]);
-            if (DROPOUT) word &= spread_signs(signs.at[i % 2][0], signs.at[i % 2][1], 0xcc88 + 0x1111 * (byte + 2 * h));
+            for (int h = 0; h < 2; h++) {
+                float& x = s[4 * n + 2 * h + e];
+                x = fast_exp2(fmaf(x, scale_log2, -base.at[e]));
+                if (DROPOUT) x = signed_weight(x, rows << (16 * h));
+            }
+        }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const float low = s[4 * n + 2 * h], high = s[4 * n + 2 * h + 1];
+            p[n / 2].at[n % 2 * 2 + h] = DROPOUT ? pack_kept(low, high) : pack_bf16(low, high);
         }
     }
 }
@@ -316,24 +329,20 @@ __device__ __forceinline__ void weigh(Fragment (&p)[TILE / 16], float (&s)[TILE 
 // ds of those weights, rounded. Rows of keys that do not exist become zeros.
 template <bool DROPOUT>
 __device__ __forceinline__ void score_gradients(Fragment (&ds)[TILE / 16], const float (&p)[TILE / 2], const float (&dp)[TILE / 2], const float* delta,
-                                                unsigned kept, const bool (&exists)[2]) {
-    const unsigned byte = lane_id() / 4 % 2;
-    KeptSigns signs = {};
+                                                const bool (&exists)[2]) {
 #pragma unroll
-    for (int i = 0; i < TILE / 8; i++) {
-        const int n = i / 2 + i % 2 * 4;
-        if (DROPOUT && i % 2 == 0) signs = kept_signs_of(kept, n);
+    for (int n = 0; n < TILE / 8; n++) {
         const Vec<float, 2> d = load<2>(delta + 8 * n + 2 * (lane_id() % 4));
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            float gradient[2];
+            float x[2];
 #pragma unroll
             for (int e = 0; e < 2; e++) {
-                float x = dp[4 * n + 2 * h + e];
-                if (DROPOUT) x = masked(x, spread_signs(signs.at[i % 2][e], 0, 0x8888 + 0x1111 * (byte + 2 * h)));
-                gradient[e] = p[4 * n + 2 * h + e] * (x - d.at[e]);
+                const float weight = p[4 * n + 2 * h + e], gradient = dp[4 * n + 2 * h + e];
+                // A dropped weight and its absolute value are 0 together, a kept one's are twice the weight.
+                x[e] = DROPOUT ? fmaf(weight + fabsf(weight), gradient, -fabsf(weight) * d.at[e]) : weight * (gradient - d.at[e]);
             }
-            ds[n / 2].at[n % 2 * 2 + h] = exists[h] ? pack_bf16(gradient[0], gradient[1]) : 0;
+            ds[n / 2].at[n % 2 * 2 + h] = exists[h] ? pack_bf16(x[0], x[1]) : 0;
         }
     }
 }
@@ -406,7 +415,7 @@ __device__ __forceinline__ void key_tile(BackwardShared& shared, OwnKeys& own, c
     prefetch();
     wait_products<1>();
     hold(dp);
-    score_gradients<DROPOUT>(ds, s, dp, shared.delta[stage], kept, exists);
+    score_gradients<DROPOUT>(ds, s, dp, shared.delta[stage], exists);
 
     const int row = static_cast<int>(group) * TILE + warp_id() % WARPS * 16;
     mbarrier_wait(shared.ds_empty, at.step % 2 ^ 1);
@@ -466,10 +475,9 @@ __device__ __forceinline__ void key_block(BackwardShared& shared, Progress& at, 
     }
     const WorkItem& again = shared.items[round];  // rather than in registers
     const size_t row = static_cast<size_t>(again.k_start + first + key) * s.kv_stride + again.head * HEAD, further = static_cast<size_t>(8) * s.kv_stride;
-    const float v_factor = DROPOUT ? dropout.scale : 1.0f;
     bf16 *const dk[2] = {args.dk + row, args.dk + row + further}, *const dv[2] = {args.dv + row, args.dv + row + further};
-    store_rows(dv, exists, own.dv, v_factor);
-    store_rows(dk, exists, own.dk, v_factor * s.scale);
+    store_rows(dv, exists, own.dv, DROPOUT ? dropout.scale : 1.0f);
+    store_rows(dk, exists, own.dk, sum_factor<DROPOUT>(s, dropout));
 }
 
 template <bool DROPOUT>

@@ -31,12 +31,19 @@ __device__ __forceinline__ void store_a(unsigned char* tile, int row, int step, 
 // Which weights of a warp's 16 keys and of queries `lane` and `lane` + 32 are kept: bit k of byte c is that of row
 // 2 k + c % 2 + 8 (c / 2), bit k + 4 that of the second query.
 __device__ __forceinline__ unsigned kept_bits(const Dropout& dropout, const unsigned (&row_keys)[2], unsigned head, unsigned block, unsigned warp) {
+    constexpr unsigned HIGHEST = 0x80808080u;
+    const unsigned threshold = dropout.threshold * 0x01010101u, low = threshold & ~HIGHEST;
     unsigned bits = 0;
 #pragma unroll
     for (int q = 0; q < 2; q++) {
-        const Philox kept = kept_weights(dropout, row_keys[q], head, block, warp);
+        const Philox draw = attention_draw(dropout, row_keys[q], head, block, warp);
 #pragma unroll
-        for (int k = 0; k < 4; k++) bits |= (kept.at[k] & 0x80808080u) >> (7 - 4 * q - k);
+        for (int k = 0; k < 4; k++) {
+            // The highest bit of each byte of `above`: its lower seven bits are at least the threshold's. Of `kept`: the byte is.
+            const unsigned bytes = draw.at[k], above = (bytes | HIGHEST) - low;
+            const unsigned kept = (bytes & ~threshold) | (bytes & above) | (~threshold & above);
+            bits |= (kept & HIGHEST) >> (7 - 4 * q - k);
+        }
     }
     return bits;
 }
@@ -48,19 +55,30 @@ __device__ __forceinline__ void pin(unsigned& x) {
 #endif
 }
 
-// The same for a lane's accumulator: signs of its rows for the queries 8 i + 2 (lane % 4) + {0, 1}, and of those 32 further.
-// That of the row is in byte row % 2, that of the row + 8 two bytes further.
-struct KeptSigns {
-    unsigned at[2][2];  // [32 queries further][which of the two]
-};
-__device__ __forceinline__ KeptSigns kept_signs_of(unsigned bits, int i) {
-    KeptSigns signs;
-#pragma unroll
-    for (int e = 0; e < 2; e++) {
-        signs.at[1][e] = __shfl_sync(ALL_LANES, bits, 8 * i + 2 * (lane_id() % 4) + e) << (3 - lane_id() / 8);
-        signs.at[0][e] = signs.at[1][e] << 4;
-    }
-    return signs;
+// kept_bits of the query that a lane's accumulator has in chunk i of 4 and element e of the pair, and of the query 32 further if
+// `second`: bit 31 is that of the lane's row, bit 15 that of the row + 8.
+__device__ __forceinline__ unsigned kept_query(unsigned bits, int i, int e) {
+    return __shfl_sync(ALL_LANES, bits, 8 * i + 2 * (lane_id() % 4) + e);
+}
+__device__ __forceinline__ unsigned kept_rows(unsigned query_bits, bool second) {
+    const unsigned row = lane_id() / 4, turn = 31 - (row % 2 * 8 + row / 2) - (second ? 4 : 0);
+    return __funnelshift_l(query_bits, query_bits, turn);
+}
+
+// A weight, with its sign set if bit 31 is not: it is dropped.
+__device__ __forceinline__ float signed_weight(float weight, unsigned kept) {
+    return __uint_as_float(__float_as_uint(weight) | (~kept & 0x80000000u));
+}
+
+// Two of them rounded, those that are dropped to 0.
+__device__ __forceinline__ unsigned pack_kept(float low, float high) {
+#ifdef __CUDACC__
+    unsigned packed;
+    asm("cvt.rn.relu.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+    return packed;
+#else
+    return pack_bf16(low > 0.0f ? low : 0.0f, high > 0.0f ? high : 0.0f);
+#endif
 }
 
 // Four words of each of the four lanes of a quad, transposed: word i of lane q becomes word q of lane i.
