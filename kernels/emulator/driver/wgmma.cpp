@@ -101,9 +101,9 @@ bool enter(Call::Kind kind, long number, Warpgroup& w, Caller& me) {
     used = true;
     if (thread / THREADS * THREADS + THREADS > thread_count())
         fail("%s in a warpgroup of %u threads: it has %u", name(kind), thread_count() % THREADS, THREADS);
-    if (w.left != 0) fail("%s, but %u threads of the warpgroup have left the kernel", name(kind), w.left);
     const size_t at = static_cast<size_t>(me.calls++ - w.first_call);
     const bool first = at == w.calls.size();
+    if (first && w.left != 0) fail("%s, but %u threads of the warpgroup have left the kernel", name(kind), w.left);
     if (first) w.calls.push_back({kind, number, 0});
     Call& call = w.calls[at];
     if (call.kind != kind || call.number != number)

@@ -2,7 +2,7 @@ use crate::check::*;
 use half::bf16;
 use kernels::backend::*;
 use kernels::cpu::Cpu;
-use kernels::cuda::{Cuda, Element, Memory, View};
+use kernels::cuda::{Cuda, Element, Memory, Options, View};
 use kernels::{Backend, Error, Scalar};
 
 #[path = "attention_backward.rs"]
@@ -10,7 +10,7 @@ mod backward;
 
 /// Attention over packed sequences of (queries, keys).
 #[derive(Debug, Clone)]
-struct Attention {
+pub struct Attention {
     sequences: Vec<(usize, usize)>,
     heads: usize,
     d: usize,
@@ -21,19 +21,30 @@ struct Attention {
     offset: usize,
     /// Queries, keys and values are up to this.
     factor: f64,
+    /// A sequence whose queries, keys and values are NaN on the GPU, in one buffer.
+    broken: Option<usize>,
 }
 
 /// Scores of some units, so that weights differ by orders of magnitude.
 const FACTOR: f64 = 2.5;
 
 impl Attention {
-    fn packed(lengths: &[usize], heads: usize, d: usize, p: f64) -> Self {
+    pub fn packed(lengths: &[usize], heads: usize, d: usize, p: f64) -> Self {
         let sequences = lengths.iter().map(|&n| (n, n)).collect();
-        Self { sequences, heads, d, p, split: false, offset: 0, factor: FACTOR }
+        Self { sequences, heads, d, p, split: false, offset: 0, factor: FACTOR, broken: None }
     }
 
-    fn split(sequences: &[(usize, usize)], heads: usize, d: usize, p: f64) -> Self {
-        Self { sequences: sequences.to_vec(), heads, d, p, split: true, offset: 0, factor: FACTOR }
+    pub fn split(sequences: &[(usize, usize)], heads: usize, d: usize, p: f64) -> Self {
+        Self {
+            sequences: sequences.to_vec(),
+            heads,
+            d,
+            p,
+            split: true,
+            offset: 0,
+            factor: FACTOR,
+            broken: None,
+        }
     }
 
     fn queries(&self) -> usize {
@@ -57,6 +68,12 @@ impl Attention {
             }
         }
         offsets
+    }
+
+    /// Query rows of a sequence.
+    fn rows(&self, sequence: usize) -> std::ops::Range<usize> {
+        let [cu_q, _] = self.offsets();
+        cu_q[sequence] as usize..cu_q[sequence + 1] as usize
     }
 
     fn size<'a, B: Backend>(&self, cu_q: Indices<'a, B>, cu_k: Indices<'a, B>) -> AttentionSize<'a, B> {
@@ -86,25 +103,29 @@ impl Attention {
         (qkv, noise(self.queries() * self.hidden(), 80))
     }
 
+    /// The CPU's forward in T: outputs and log-sum-exps.
+    fn host_forward<E: Element, T: Scalar>(&self) -> (Vec<f64>, Vec<f64>) {
+        let ([cu_q, cu_k], row_keys) = (self.offsets(), row_keys(self.queries()));
+        let qkv: Vec<Vec<T>> = self.inputs::<E>().0.iter().map(|x| cast(x)).collect();
+        let mut out = cast::<T>(&vec![f64::NAN; self.queries() * self.hidden()]);
+        let mut lse = cast::<T>(&vec![f64::NAN; self.queries() * self.heads]);
+        let args = AttentionForward {
+            out: &mut out[..],
+            lse: &mut lse[..],
+            qkv: host_qkv(&qkv),
+            size: self.size(&cu_q[..], &cu_k[..]),
+            dropout: cpu_dropout(self.p, &row_keys),
+        };
+        Cpu::<T>::new().attention_forward(args).unwrap();
+        (uncast(&out), uncast(&lse))
+    }
+
     /// The CPU's forward in T, and its backward from what E holds of `saved`, or else of its own forward.
     fn host<E: Element, T: Scalar>(&self, saved: Option<&Host>) -> Host {
         let ([cu_q, cu_k], row_keys, (qkv, dout)) =
             (self.offsets(), row_keys(self.queries()), self.inputs::<E>());
-        let cast = |x: &[f64]| -> Vec<T> { x.iter().map(|&x| T::from_f64(x)).collect() };
-        let wide = |x: &[T]| -> Vec<f64> { x.iter().map(|x| x.to_f64()).collect() };
-        let (cpu, qkv, dout) =
-            (Cpu::<T>::new(), qkv.iter().map(|x| cast(x)).collect::<Vec<_>>(), cast(&dout));
-        let mut out = cast(&vec![f64::NAN; self.queries() * self.hidden()]);
-        let mut lse = cast(&vec![f64::NAN; self.queries() * self.heads]);
-        cpu.attention_forward(AttentionForward {
-            out: &mut out,
-            lse: &mut lse,
-            qkv: host_qkv(&qkv),
-            size: self.size(&cu_q[..], &cu_k[..]),
-            dropout: cpu_dropout(self.p, &row_keys),
-        })
-        .unwrap();
-        let (out, lse) = (wide(&out), wide(&lse));
+        let (qkv, dout) = (qkv.iter().map(|x| cast::<T>(x)).collect::<Vec<_>>(), cast(&dout));
+        let (out, lse) = self.host_forward::<E, T>();
         let (saved_out, saved_lse) = saved.map_or((&out, &lse), |saved| (&saved.out, &saved.lse));
         let mut grads: Vec<Vec<T>> = qkv.iter().map(|x| cast(&vec![f64::NAN; x.len()])).collect();
         let dqkv = match &mut grads[..] {
@@ -112,53 +133,67 @@ impl Attention {
             [dqkv] => QkvGrad::Packed(&mut dqkv[..]),
             _ => unreachable!(),
         };
-        cpu.attention_backward(AttentionBackward {
-            dqkv,
-            dout: &dout,
-            qkv: host_qkv(&qkv),
-            out: &cast(&rounded::<E>(saved_out)),
-            lse: &cast(&rounded_f32(saved_lse)),
-            size: self.size(&cu_q[..], &cu_k[..]),
-            dropout: cpu_dropout(self.p, &row_keys),
-        })
-        .unwrap();
-        let grads = self.parts(&grads.iter().map(|x| wide(x)).collect::<Vec<_>>());
+        Cpu::<T>::new()
+            .attention_backward(AttentionBackward {
+                dqkv,
+                dout: &dout,
+                qkv: host_qkv(&qkv),
+                out: &cast(&rounded::<E>(saved_out)),
+                lse: &cast(&rounded_f32(saved_lse)),
+                size: self.size(&cu_q[..], &cu_k[..]),
+                dropout: cpu_dropout(self.p, &row_keys),
+            })
+            .unwrap();
+        let grads = self.parts(&grads.iter().map(|x| uncast(x)).collect::<Vec<_>>());
         Host { out, lse, grads }
     }
 
-    /// Forward, and backward from what the oracle saved.
     fn run<E: Element>(&self, exact: &Host) -> Run<E> {
-        let (cuda, (qkv, dout)) = (cuda::<E>(), self.inputs::<E>());
-        let [cu_q, cu_k] = self.offsets().map(|x| put(&cuda, &x));
-        let row_keys = put(&cuda, &row_keys(self.queries()));
-        let size = || self.size::<Cuda<E>>(all(&cu_q), all(&cu_k));
-        let shifted = |values: &[f64]| {
-            let zeros = vec![0.0; self.offset];
-            put_elems(&cuda, &[zeros, values.to_vec()].concat())
-        };
-        let output = |len: usize| poisoned::<E, E>(&cuda, len + self.offset);
-        let from = |memory: &Memory<E>| self.offset..memory_len(memory);
-        let qkv: Vec<_> = qkv.iter().map(|x| shifted(x)).collect();
-        let at = |memory| Cuda::<E>::at(memory, from(memory));
-        let layout = || match &qkv[..] {
-            [q, kv] => Qkv::Split { q: at(q), kv: at(kv) },
-            _ => Qkv::Packed(at(&qkv[0])),
-        };
-        let dropout = gpu_dropout::<E>(self.p, &row_keys);
-        let mut out = output(exact.out.len());
-        let mut lse = poisoned::<E, f32>(&cuda, exact.lse.len());
-        let range = from(&out);
+        self.run_on(&cuda::<E>(), exact)
+    }
+
+    /// On the GPU, what both directions read.
+    fn put<'c, E: Element>(&self, cuda: &'c Cuda<E>) -> Inputs<'c, E> {
+        let [cu_q, cu_k] = self.offsets().map(|x| put(cuda, &x));
+        let row_keys = put(cuda, &row_keys(self.queries()));
+        let mut qkv = self.inputs::<E>().0;
+        if let Some(sequence) = self.broken {
+            let rows = self.rows(sequence);
+            qkv[0][rows.start * 3 * self.hidden()..rows.end * 3 * self.hidden()].fill(f64::NAN);
+        }
+        let qkv = qkv.iter().map(|x| self.shifted(cuda, x)).collect();
+        Inputs { cuda, cu_q, cu_k, row_keys, qkv, offset: self.offset }
+    }
+
+    fn shifted<E: Element>(&self, cuda: &Cuda<E>, values: &[f64]) -> Memory<E> {
+        put_elems(cuda, &[vec![0.0; self.offset], values.to_vec()].concat())
+    }
+
+    /// Outputs and log-sum-exps.
+    fn forward_of<E: Element>(&self, inputs: &Inputs<'_, E>) -> (Vec<E>, Vec<f32>) {
+        let (cuda, queries) = (inputs.cuda, self.queries());
+        let mut out = poisoned::<E, E>(cuda, queries * self.hidden() + self.offset);
+        let mut lse = poisoned::<E, f32>(cuda, queries * self.heads);
         let args = AttentionForward {
-            out: Cuda::<E>::at_mut(&mut out, range),
-            lse: Cuda::<E>::at_mut(&mut lse, 0..exact.lse.len()),
-            qkv: layout(),
-            size: size(),
-            dropout: dropout.shorten(),
+            out: Cuda::<E>::at_mut(&mut out, self.offset..self.offset + queries * self.hidden()),
+            lse: Cuda::<E>::at_mut(&mut lse, 0..queries * self.heads),
+            qkv: inputs.layout(),
+            size: self.size::<Cuda<E>>(all(&inputs.cu_q), all(&inputs.cu_k)),
+            dropout: gpu_dropout::<E>(self.p, &inputs.row_keys),
         };
         cuda.attention_forward(args).unwrap();
-        let (saved_out, saved_lse) = (shifted(&exact.out), put_f32(&cuda, &exact.lse));
-        let dout = shifted(&dout);
-        let mut grads: Vec<_> = self.lengths().into_iter().map(output).collect();
+        (get(cuda, &out).split_off(self.offset), get(cuda, &lse))
+    }
+
+    /// Forward, and backward from what the oracle saved.
+    fn run_on<E: Element>(&self, cuda: &Cuda<E>, exact: &Host) -> Run<E> {
+        let inputs = self.put(cuda);
+        let (out, lse) = self.forward_of(&inputs);
+        let (saved_out, saved_lse) = (self.shifted(cuda, &exact.out), put_f32(cuda, &exact.lse));
+        let dout = self.shifted(cuda, &self.inputs::<E>().1);
+        let mut grads: Vec<_> =
+            self.lengths().into_iter().map(|len| poisoned::<E, E>(cuda, len + self.offset)).collect();
+        let from = |memory: &Memory<E>| self.offset..memory_len(memory);
         let dqkv = match &mut grads[..] {
             [dq, dkv] => {
                 let (q_range, kv_range) = (from(dq), from(dkv));
@@ -172,16 +207,16 @@ impl Attention {
         };
         let args = AttentionBackward {
             dqkv,
-            dout: at(&dout),
-            qkv: layout(),
-            out: at(&saved_out),
+            dout: inputs.at(&dout),
+            qkv: inputs.layout(),
+            out: inputs.at(&saved_out),
             lse: all(&saved_lse),
-            size: size(),
-            dropout: dropout.shorten(),
+            size: self.size::<Cuda<E>>(all(&inputs.cu_q), all(&inputs.cu_k)),
+            dropout: gpu_dropout::<E>(self.p, &inputs.row_keys),
         };
         cuda.attention_backward(args).unwrap();
-        let host = |memory: &Memory<E>| get(&cuda, memory).split_off(self.offset);
-        Run { out: host(&out), lse: get(&cuda, &lse), grads: grads.iter().map(host).collect() }
+        let host = |memory: &Memory<E>| get(cuda, memory).split_off(self.offset);
+        Run { out, lse, grads: grads.iter().map(host).collect() }
     }
 
     /// Splits gradients into those of queries, keys and values.
@@ -197,10 +232,24 @@ impl Attention {
         }
     }
 
-    fn check<E: Element>(&self) {
+    /// Outputs and log-sum-exps on the GPU, compared with the oracle's.
+    pub fn check_forward<E: Element>(&self) -> (Vec<E>, Vec<f32>) {
+        let (out, lse) = self.forward_of(&self.put(&cuda::<E>()));
+        let (exact, single) = (self.host_forward::<E, f64>(), self.host_forward::<E, f32>());
+        compare::<f32>(self, "lse", &wide(&lse), &exact.1, &single.1);
+        compare::<E>(self, "out", &wide(&out), &exact.0, &single.0);
+        (out, lse)
+    }
+
+    /// Both directions on the GPU, compared with the oracle's.
+    pub fn check<E: Element>(&self) {
+        self.check_on(&cuda::<E>());
+    }
+
+    pub fn check_on<E: Element>(&self, cuda: &Cuda<E>) {
         let exact = self.host::<E, f64>(None);
         let single = self.host::<E, f32>(Some(&exact));
-        let run = self.run::<E>(&exact);
+        let run = self.run_on(cuda, &exact);
         let grads: Vec<Vec<f64>> = run.grads.iter().map(|x| wide(x)).collect();
         let [dq, dk, dv] = self.parts(&grads);
         compare::<f32>(self, "lse", &wide(&run.lse), &exact.lse, &single.lse);
@@ -234,10 +283,41 @@ struct Host {
     grads: [Vec<f64>; 3],
 }
 
+/// On the GPU.
+struct Inputs<'c, E: Element> {
+    cuda: &'c Cuda<E>,
+    cu_q: Memory<u32>,
+    cu_k: Memory<u32>,
+    row_keys: Memory<u32>,
+    qkv: Vec<Memory<E>>,
+    offset: usize,
+}
+
+impl<E: Element> Inputs<'_, E> {
+    fn at<'a>(&self, memory: &'a Memory<E>) -> View<'a, E> {
+        Cuda::<E>::at(memory, self.offset..memory_len(memory))
+    }
+
+    fn layout(&self) -> Qkv<'_, Cuda<E>> {
+        match &self.qkv[..] {
+            [q, kv] => Qkv::Split { q: self.at(q), kv: self.at(kv) },
+            _ => Qkv::Packed(self.at(&self.qkv[0])),
+        }
+    }
+}
+
 struct Run<E> {
     out: Vec<E>,
     lse: Vec<f32>,
     grads: Vec<Vec<E>>,
+}
+
+fn cast<T: Scalar>(x: &[f64]) -> Vec<T> {
+    x.iter().map(|&x| T::from_f64(x)).collect()
+}
+
+fn uncast<T: Scalar>(x: &[T]) -> Vec<f64> {
+    x.iter().map(|x| x.to_f64()).collect()
 }
 
 fn host_qkv<T: Scalar>(buffers: &[Vec<T>]) -> Qkv<'_, Cpu<T>> {
@@ -260,7 +340,7 @@ fn memory_len<E: Element>(memory: &Memory<E>) -> usize {
 }
 
 /// Lengths around the edges of vectors, tiles and blocks.
-const LENGTHS: [usize; 8] = [1, 63, 2, 64, 130, 65, 127, 257];
+pub const LENGTHS: [usize; 8] = [1, 63, 2, 64, 130, 65, 127, 257];
 
 #[test]
 fn any_head_size() {
@@ -292,6 +372,21 @@ fn tensor_cores() {
     Attention::packed(&[66, 40], 2, 64, 0.99).check::<bf16>();
     for (n, p) in LENGTHS.into_iter().zip([0.1, 0.0, 0.5, 0.0].into_iter().cycle()) {
         Attention::packed(&[n; 2], 3, 64, p).check::<bf16>();
+    }
+}
+
+/// GPUs before compute capability 9.0 have kernels of their own.
+#[test]
+fn tensor_cores_of_older_gpus() {
+    let Some(device) = older_device() else {
+        println!("skipped: needs the emulator's second device");
+        return;
+    };
+    let cuda = Cuda::<bf16>::new(device, Options { graph: false, ..Options::default() }).unwrap();
+    for p in [0.0, 0.1, 0.5] {
+        Attention::packed(&LENGTHS, 1, 64, p).check_on(&cuda);
+        let sequences = [(1, 1), (0, 5), (66, 130), (17, 257), (129, 140)];
+        Attention::split(&sequences, 2, 64, p).check_on(&cuda);
     }
 }
 
@@ -344,6 +439,26 @@ fn both_paths_agree() {
             assert!(apart <= 2.0 * cost, "{op:?}: {apart:.3e} apart, {:.2} times rounding", apart / cost);
             // They are two paths: one of them rounds the weights, too.
             assert!(apart > 0.0, "{op:?}: equal");
+        }
+    }
+}
+
+/// Tiles reach into the next sequence, whose keys have no weight: not even where they are not finite.
+#[test]
+fn a_sequence_that_is_not_finite_leaves_the_others_alone() {
+    for (lengths, d) in [([70, 5, 60], 64), ([128, 129, 7], 64), ([33, 64, 65], 64), ([70, 5, 60], 30)] {
+        let whole = Attention::packed(&lengths, 2, d, 0.1);
+        let broken = Attention { broken: Some(1), ..whole.clone() };
+        let devices = [Some(device()), older_device()].into_iter().flatten();
+        for device in devices {
+            let cuda = Cuda::<bf16>::new(device, Options { graph: false, ..Options::default() }).unwrap();
+            let (expected, got) =
+                (whole.forward_of(&whole.put(&cuda)).0, broken.forward_of(&broken.put(&cuda)).0);
+            for sequence in [0, 2] {
+                let rows = whole.rows(sequence);
+                let elements = rows.start * whole.hidden()..rows.end * whole.hidden();
+                same_bits("out", &got[elements.clone()], &expected[elements]);
+            }
         }
     }
 }

@@ -5,6 +5,7 @@
 //! before each op, and sizes fit no vector and no block.
 
 mod attention;
+mod attention_sm90;
 mod check;
 mod elementwise;
 mod embedding;
