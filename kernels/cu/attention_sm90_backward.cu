@@ -79,9 +79,9 @@ __device__ __forceinline__ void score_gradients(Fragment (&ds)[TILE / 16], const
             float x[2];
 #pragma unroll
             for (int e = 0; e < 2; e++) {
-                const float weight = p[4 * n + 2 * h + e], size = fabsf(weight), gradient = dp[4 * n + 2 * h + e];
-                // A dropped weight and its absolute value are 0 together, a kept one's are twice the weight.
-                x[e] = DROPOUT ? fmaf(weight + size, gradient, -size * d.at[e]) : weight * (gradient - d.at[e]);
+                const float weight = p[4 * n + 2 * h + e], gradient = dp[4 * n + 2 * h + e];
+                const float kept = DROPOUT ? fmaf(gradient, positive(weight), -d.at[e]) : gradient - d.at[e];
+                x[e] = fabsf(weight) * kept;
             }
             ds[n / 2].at[n % 2 * 2 + h] = exists[h] ? pack_bf16(x[0], x[1]) : 0;
         }

@@ -88,11 +88,11 @@ __device__ __forceinline__ WorkItem item_of(const BackwardShared& shared, unsign
     return {q_start, uniform(item.queries), k_start, uniform(item.keys), uniform(item.head)};
 }
 
-// With dropout, what stands for ds is 2 p (m dp - D / scale), m being 0 or 1 and `scale` dropout's: so no weight is
-// scaled. This is what its sums dq and dk are multiplied by.
+// With dropout, what stands for ds is p (m dp - D / scale), m being 0 or 1 and `scale` dropout's: no weight is scaled.
+// This is what its sums dq and dk are multiplied by.
 template <bool DROPOUT>
 __device__ __forceinline__ float sum_factor(const AttentionSizes& s, const Dropout& dropout) {
-    return DROPOUT ? s.scale * dropout.scale * 0.5f : s.scale;
+    return DROPOUT ? s.scale * dropout.scale : s.scale;
 }
 
 // A block of 64 keys of a warpgroup, in the order of the rows of its accumulators: row r of warp w is this key. So the
@@ -162,6 +162,17 @@ __device__ __forceinline__ unsigned kept_rows(unsigned query_bits, bool second) 
 // A weight, with its sign set if bit 31 is not: it is dropped.
 __device__ __forceinline__ float signed_weight(float weight, unsigned kept) {
     return __uint_as_float(__float_as_uint(weight) | (~kept & 0x80000000u));
+}
+
+// 1 for a weight that is not dropped, and is not 0; else 0.
+__device__ __forceinline__ float positive(float weight) {
+#ifdef __CUDACC__
+    float one;
+    asm("set.gt.f32.f32 %0, %1, 0f00000000;" : "=f"(one) : "f"(weight));
+    return one;
+#else
+    return weight > 0.0f ? 1.0f : 0.0f;
+#endif
 }
 
 // Two of them rounded, those that are dropped to 0.

@@ -81,7 +81,7 @@ __device__ __forceinline__ float make_stat(const BackwardArgs& args, const StatL
 #pragma unroll
         for (int i = 0; i < 4; i++) delta += product_of_eight(loads.dout[i], loads.out[i]);
         delta += __shfl_xor_sync(ALL_LANES, delta, 1);
-        if (DROPOUT) delta *= static_cast<float>(256 - dropout.threshold) / 128;  // see sum_factor
+        if (DROPOUT) delta *= static_cast<float>(256 - dropout.threshold) / 256;  // see sum_factor
         if (loads.inside && half == 1) args.delta[loads.at] = delta;
     }
     if (half == 1) return delta;

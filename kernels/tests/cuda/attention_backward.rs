@@ -94,7 +94,6 @@ fn the_longest_sequence_chooses_the_kernels() {
 
 #[test]
 fn every_length() {
-    Attention::packed(&[1; 40], 2, 64, 0.5).check_backward();
     for (n, p) in LENGTHS.into_iter().zip([0.1, 0.0, 0.5].into_iter().cycle()) {
         Attention::packed(&[n; 2], 2, 64, p).check_backward();
     }
