@@ -43,7 +43,6 @@ side() {
 }
 
 for seed; do start "$seed"; done
-for seed; do
-  for one in launcher tuned plain; do side "$one" "$seed"; done
-done
+for seed; do side launcher "$seed" && side tuned "$seed"; done
+for seed; do side plain "$seed"; done
 "$python" "$race" report "$dir" --svg "${SVG:-$dir/race.svg}"

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Collects what a GPU host without Rust needs into a new folder: `bash tools/gpu-bundle.sh DIR`, copy it there, and run
-# `bash DIR/run.sh`, which says how. Built for this machine's glibc, or a newer one.
+# `bash DIR/run.sh`, which says how. Built for this machine's glibc, or a newer one. A PyTorch program that times the same
+# training steps may be named too; run.sh then runs it in the same minutes, with LENGTHS naming the histogram of lengths.
 set -euo pipefail
-[ $# -eq 1 ] || { echo "usage: bash tools/gpu-bundle.sh DIR" >&2; exit 2; }
+[ $# -ge 1 ] && [ $# -le 2 ] || { echo "usage: bash tools/gpu-bundle.sh DIR [PEER.py]" >&2; exit 2; }
+peer=${2:+$(realpath "$2")}
 limit_mb=60
 mkdir -p "$1"
 dir=$(cd "$1" && pwd)
@@ -28,6 +30,8 @@ cp tests/golden/*.safetensors "$dir/golden/"
 mkdir -p "$dir/configs"
 cp configs/quickstart.toml configs/bert-large.toml "$dir/configs/"
 cp -r data "$dir/data"
+cp engine/src/plan/length_histogram.json "$dir/lengths.json"
+[ -z "$peer" ] || cp "$peer" "$dir/peer.py"
 cp tools/gpu-run.sh "$dir/run.sh"
 { git describe --always --dirty 2>/dev/null || echo "no git"; rustc --version; uname -srm; } >"$dir/built.txt"
 megabytes=$(du -sm "$dir" | cut -f1)

@@ -3,7 +3,7 @@
 use criterion::{Criterion, SamplingMode, Throughput};
 use half::bf16;
 use kernels::backend::*;
-use kernels::cuda::{Cuda, Memory, View, ViewMut};
+use kernels::cuda::{Cuda, Memory, View, ViewMut, Work};
 use kernels::philox::{DropoutRate, Stream};
 use kernels::{Backend, Result};
 use std::time::Duration;
@@ -65,13 +65,6 @@ impl Shape {
     }
 }
 
-/// What bounds an op.
-#[derive(Debug, Clone, Copy)]
-pub enum Work {
-    Bytes(usize),
-    Flops(usize),
-}
-
 struct Row {
     name: String,
     work: Work,
@@ -79,9 +72,9 @@ struct Row {
 }
 
 impl Row {
-    /// Bytes or operations a second.
+    /// Operations a second of a product, bytes a second of everything else.
     fn rate(&self) -> f64 {
-        let (Work::Bytes(work) | Work::Flops(work)) = self.work;
+        let work = if self.work.flops > 0 { self.work.flops } else { self.work.bytes };
         work as f64 / (self.milliseconds / 1e3).max(1e-12)
     }
 }
@@ -154,11 +147,22 @@ impl<'c> Bench<'c> {
         Ok(memory)
     }
 
-    /// Times an op whose kernels `work` bounds.
-    pub fn run(&mut self, name: &str, work: Work, mut op: impl FnMut(&B) -> Result<()>) -> Result<()> {
+    /// Times an op; what it must move and compute it says itself.
+    pub fn run(&mut self, name: &str, op: impl FnMut(&B) -> Result<()>) -> Result<()> {
+        self.run_of(name, None, op)
+    }
+
+    /// Times an op of so many operations, where only its caller knows them.
+    pub fn run_of(
+        &mut self,
+        name: &str,
+        flops: Option<usize>,
+        mut op: impl FnMut(&B) -> Result<()>,
+    ) -> Result<()> {
         let cuda = self.cuda;
         op(cuda)?; // plans are made, memory is taken
-        cuda.device().synchronize()?;
+        let mut work = self.work(&mut op)?;
+        work.flops = flops.map_or(work.flops, |flops| flops as u64);
         let (flushed, flush_sums) = (&self.flushed, &mut self.flush_sums);
         let (mut samples, mut failure) = (Vec::new(), None);
         let mut sample = || {
@@ -178,9 +182,9 @@ impl<'c> Bench<'c> {
             Some(criterion) => {
                 let mut group = criterion.benchmark_group("gpu");
                 group.sampling_mode(SamplingMode::Flat);
-                group.throughput(match work {
-                    Work::Bytes(n) => Throughput::Bytes(n as u64),
-                    Work::Flops(n) => Throughput::Elements(n as u64),
+                group.throughput(match work.flops {
+                    0 => Throughput::Bytes(work.bytes),
+                    n => Throughput::Elements(n),
                 });
                 group.bench_function(name, |b| {
                     b.iter_custom(|n| {
@@ -208,15 +212,26 @@ impl<'c> Bench<'c> {
         Ok(())
     }
 
+    /// What the op counts in one call, as in `launcher bench --profile`.
+    fn work(&self, op: &mut impl FnMut(&B) -> Result<()>) -> Result<Work> {
+        let device = self.cuda.device();
+        device.set_profile(true)?;
+        op(self.cuda)?;
+        let ops = device.profile()?;
+        device.set_profile(false)?;
+        let sum = |of: fn(&Work) -> u64| ops.iter().map(|op| of(&op.work)).sum();
+        Ok(Work { bytes: sum(|w| w.bytes), flops: sum(|w| w.flops) })
+    }
+
     /// What nothing here can exceed by much: a copy's bytes and a product's operations in a second.
     pub fn ceilings(&mut self) -> Result<()> {
         let floats = self.shape.copied / size_of::<f32>();
         let (src, mut dst) = (self.floats(floats)?, self.floats(floats)?);
-        self.run(COPY, Work::Bytes(2 * self.shape.copied), |cuda| cuda.copy(all_mut(&mut dst), all(&src)))?;
+        self.run(COPY, |cuda| cuda.copy(all_mut(&mut dst), all(&src)))?;
         let n = self.shape.square;
         let (x, w, mut y) = (self.elems(n * n)?, self.elems(n * n)?, self.elems(n * n)?);
         let size = LinearSize { rows: n, inputs: n, outputs: n };
-        self.run(PRODUCT, Work::Flops(2 * n * n * n), |cuda| {
+        self.run(PRODUCT, |cuda| {
             let (y, x, w) = (all_mut(&mut y), all(&x), all(&w));
             cuda.linear_forward(LinearForward { y, x, w, bias: None, size })
         })
@@ -230,15 +245,12 @@ impl<'c> Bench<'c> {
         println!("| op | ms | work | rate | share of the ceiling |\n| --- | ---: | ---: | ---: | ---: |");
         for row in &self.rows {
             let rate = row.rate();
-            let (work, rate_text, ceiling) = match row.work {
-                Work::Bytes(n) => {
-                    (format!("{:.1} MB", n as f64 / 1e6), format!("{:.0} GB/s", rate / 1e9), ceilings[0])
-                }
-                Work::Flops(n) => (
-                    format!("{:.1} GFLOP", n as f64 / 1e9),
-                    format!("{:.1} TFLOP/s", rate / 1e12),
-                    ceilings[1],
-                ),
+            let Work { bytes, flops } = row.work;
+            let (work, rate_text, ceiling) = if flops == 0 {
+                (format!("{:.1} MB", bytes as f64 / 1e6), format!("{:.0} GB/s", rate / 1e9), ceilings[0])
+            } else {
+                let tera = format!("{:.1} TFLOP/s", rate / 1e12);
+                (format!("{:.1} GFLOP", flops as f64 / 1e9), tera, ceilings[1])
             };
             let share = ceiling.map_or("-".into(), |ceiling| format!("{:.0} %", 100.0 * rate / ceiling));
             println!("| {} | {:.4} | {work} | {rate_text} | {share} |", row.name, row.milliseconds);

@@ -1,14 +1,11 @@
-//! The kernels between the products. Bytes are those of the big arrays: what an op must read and write once.
+//! The kernels between the products.
 
-use crate::harness::{B, Bench, Shape, Work, all, all_mut, dropout};
+use crate::harness::{B, Bench, Shape, all, all_mut, dropout};
 use kernels::backend::*;
 use kernels::cuda::Memory;
 use kernels::philox::DropoutRate;
 use kernels::{Backend, Result};
 use std::collections::BTreeMap;
-
-/// Bytes of an element.
-const E: usize = 2;
 
 /// Rows grouped by their value: values, offsets, rows.
 fn groups(bench: &Bench<'_>, values: &[usize]) -> Result<[Memory<u32>; 3]> {
@@ -35,7 +32,6 @@ pub fn embedding(bench: &mut Bench<'_>) -> Result<()> {
     let tokens: Vec<usize> = (0..t).map(|i| i * 7919 % s.vocab).collect();
     let positions: Vec<usize> = (0..t).map(|i| i % s.length).collect();
     let (by_token, by_position) = (groups(bench, &tokens)?, groups(bench, &positions)?);
-    let distinct = by_token[0].len() + by_position[0].len();
     let (tokens, positions) = (bench.indices(tokens)?, bench.indices(positions)?);
     let types = bench.indices((0..t).map(|i| usize::from(i % s.length >= s.length / 2)))?;
     let keys = bench.indices(0..t)?;
@@ -43,7 +39,7 @@ pub fn embedding(bench: &mut Bench<'_>) -> Result<()> {
     let (word, position, kind) = (word?, position?, kind?);
     let (mut y, mut z, gamma) = (bench.elems(t * h)?, bench.elems(t * h)?, bench.floats(h)?);
     let (mut mean, mut rstd) = (bench.floats(t)?, bench.floats(t)?);
-    bench.run("embedding_forward", Work::Bytes(3 * t * h * E), |cuda| {
+    bench.run("embedding_forward", |cuda| {
         cuda.embedding_forward(EmbeddingForward {
             y: all_mut(&mut y),
             z: all_mut(&mut z),
@@ -64,9 +60,7 @@ pub fn embedding(bench: &mut Bench<'_>) -> Result<()> {
     let edges = [0, s.vocab * h, s.length * h, 2 * h, h, h];
     let edges: Vec<usize> = edges.iter().scan(0, |at, n| Some(std::mem::replace(at, *at + n) + n)).collect();
     let mut grads = bench.floats(edges[5])?;
-    // dz is read twice more: by tokens and by positions
-    let bytes = 5 * t * h * E + 8 * distinct * h;
-    bench.run("embedding_backward", Work::Bytes(bytes), |cuda| {
+    bench.run("embedding_backward", |cuda| {
         cuda.embedding_backward(EmbeddingBackward {
             dy: all_mut(&mut y),
             z: all(&z),
@@ -93,7 +87,7 @@ pub fn layernorm(bench: &mut Bench<'_>) -> Result<()> {
     let (x, mut y, mut z, mut dx) = (x?, y?, z?, dx?);
     let (mut mean, mut rstd, gamma) = (bench.floats(t)?, bench.floats(t)?, bench.floats(h)?);
     let (keys, mut grads) = (bench.indices(0..t)?, bench.floats(3 * h)?);
-    bench.run("layernorm_forward", Work::Bytes(4 * t * h * E), |cuda| {
+    bench.run("layernorm_forward", |cuda| {
         cuda.layernorm_forward(LayerNormForward {
             y: all_mut(&mut y),
             z: all_mut(&mut z),
@@ -106,7 +100,7 @@ pub fn layernorm(bench: &mut Bench<'_>) -> Result<()> {
             dropout: dropout(&keys),
         })
     })?;
-    bench.run("layernorm_backward", Work::Bytes(4 * t * h * E), |cuda| {
+    bench.run("layernorm_backward", |cuda| {
         cuda.layernorm_backward(LayerNormBackward {
             dz: all_mut(&mut y),
             dx: all_mut(&mut dx),
@@ -130,17 +124,17 @@ pub fn elementwise(bench: &mut Bench<'_>) -> Result<()> {
     let (x, mut y, mut grads) = (bench.elems(t * f)?, bench.elems(t * f)?, bench.floats(f)?);
     let size = Size2 { rows: t, cols: f };
     for (name, kind) in [("tanh", Gelu::Tanh), ("erf", Gelu::Erf)] {
-        bench.run(&format!("gelu_forward {name}"), Work::Bytes(2 * t * f * E), |cuda| {
+        bench.run(&format!("gelu_forward {name}"), |cuda| {
             cuda.gelu_forward(GeluForward { y: all_mut(&mut y), x: all(&x), kind })
         })?;
-        bench.run(&format!("gelu_backward {name}"), Work::Bytes(3 * t * f * E), |cuda| {
+        bench.run(&format!("gelu_backward {name}"), |cuda| {
             let (dy, x, grads) = (all_mut(&mut y), all(&x), all_mut(&mut grads));
             cuda.gelu_backward(GeluBackward { dy, x, kind, grads, dbias: 0..f, size })
         })?;
     }
     let (cols, rows) = (3 * s.hidden, t);
     let (dy, mut grads) = (bench.elems(rows * cols)?, bench.floats(cols)?);
-    bench.run("bias_grad qkv", Work::Bytes(rows * cols * E), |cuda| {
+    bench.run("bias_grad qkv", |cuda| {
         let (grads, dy, size) = (all_mut(&mut grads), all(&dy), Size2 { rows, cols });
         cuda.bias_grad(BiasGrad { grads, dbias: 0..cols, dy, size })
     })
@@ -156,12 +150,12 @@ pub fn attention(bench: &mut Bench<'_>) -> Result<()> {
     // two products forward, five backward
     let product = 2 * t * s.length * h;
     for (name, rate) in [("", DropoutRate::new(0.1)), (" without dropout", DropoutRate::NONE)] {
-        bench.run(&format!("attention_forward{name}"), Work::Flops(2 * product), |cuda| {
+        bench.run_of(&format!("attention_forward{name}"), Some(2 * product), |cuda| {
             let (out, lse, qkv) = (all_mut(&mut out), all_mut(&mut lse), Qkv::Packed(all(&qkv)));
             let (size, dropout) = (packed(&cu, s), Dropout { rate, ..dropout(&keys) });
             cuda.attention_forward(AttentionForward { out, lse, qkv, size, dropout })
         })?;
-        bench.run(&format!("attention_backward{name}"), Work::Flops(5 * product), |cuda| {
+        bench.run_of(&format!("attention_backward{name}"), Some(5 * product), |cuda| {
             cuda.attention_backward(AttentionBackward {
                 dqkv: QkvGrad::Packed(all_mut(&mut dqkv)),
                 dout: all(&dout),
@@ -195,17 +189,17 @@ pub fn heads(bench: &mut Bench<'_>) -> Result<()> {
     let (t, r, h) = (s.tokens(), s.masked, s.hidden);
     let (mut x, mut y) = (bench.elems(t * h)?, bench.elems(r * h)?);
     let rows = bench.indices((0..r).map(|i| i * (t / r)))?;
-    bench.run("gather_rows", Work::Bytes(2 * r * h * E), |cuda| {
+    bench.run("gather_rows", |cuda| {
         cuda.gather_rows(GatherRows { y: all_mut(&mut y), x: all(&x), rows: all(&rows), cols: h })
     })?;
-    bench.run("scatter_add_rows", Work::Bytes(3 * r * h * E), |cuda| {
+    bench.run("scatter_add_rows", |cuda| {
         cuda.scatter_add_rows(ScatterAddRows { x: all_mut(&mut x), y: all(&y), rows: all(&rows), cols: h })
     })?;
     let mut loss = |name: &str, rows: usize, classes: usize, stride: usize| {
         let mut logits = bench.elems(rows * stride)?;
         let labels = bench.indices((0..rows).map(|i| i * 31 % classes))?;
         let mut sums = bench.floats(2)?;
-        bench.run(name, Work::Bytes(2 * rows * stride * E), |cuda| {
+        bench.run(name, |cuda| {
             let (logits, labels, sums) = (all_mut(&mut logits), all(&labels), all_mut(&mut sums));
             cuda.cross_entropy(CrossEntropy { logits, labels, classes, stride, scale: Some(0.1), sums })
         })
@@ -213,10 +207,6 @@ pub fn heads(bench: &mut Bench<'_>) -> Result<()> {
     loss("cross_entropy mlm", r, s.vocab - 6, s.vocab)?;
     loss("cross_entropy nsp", s.sequences, 2, 2)?;
     let (mut y, mut dy) = (bench.elems(s.sequences * h)?, bench.elems(s.sequences * h)?);
-    bench.run("tanh_forward", Work::Bytes(2 * y.len() * E), |cuda| {
-        cuda.tanh_forward(TanhForward { y: all_mut(&mut y) })
-    })?;
-    bench.run("tanh_backward", Work::Bytes(3 * y.len() * E), |cuda| {
-        cuda.tanh_backward(TanhBackward { dy: all_mut(&mut dy), y: all(&y) })
-    })
+    bench.run("tanh_forward", |cuda| cuda.tanh_forward(TanhForward { y: all_mut(&mut y) }))?;
+    bench.run("tanh_backward", |cuda| cuda.tanh_backward(TanhBackward { dy: all_mut(&mut dy), y: all(&y) }))
 }

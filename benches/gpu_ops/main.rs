@@ -1,8 +1,8 @@
 //! Every kernel and every family of products on one GPU, at BERT-large shapes in bf16: `cargo bench --bench gpu_ops`.
 //!
 //! Times are the GPU's, by events, with a cold second-level cache. The table at the end has each op's median, the bytes or
-//! operations that its kernel file says bound it, and the share of the ceiling that is measured first: a device-to-device
-//! copy, or a product of 8192 x 8192 x 8192.
+//! operations that bound it, counted as `launcher bench --profile` counts them, and the share of the ceiling that is measured
+//! first: a device-to-device copy, or a product of 8192 x 8192 x 8192.
 //!
 //! With `BENCH_TINY=1`, and under `cargo test`, all of it runs once at sizes for the emulator. Without a GPU it says so.
 

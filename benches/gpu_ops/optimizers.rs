@@ -1,6 +1,6 @@
-//! Norm, clipping and optimizers over all parameters; bytes as cu/optim.cu counts them.
+//! Norm, clipping and optimizers over all parameters.
 
-use crate::harness::{B, Bench, Work, all, all_mut};
+use crate::harness::{B, Bench, all, all_mut};
 use kernels::backend::*;
 use kernels::cuda::Memory;
 use kernels::{Backend, Result};
@@ -44,12 +44,10 @@ pub fn over_all_parameters(bench: &mut Bench<'_>) -> Result<()> {
     let mut norm = bench.floats(1)?;
     bench.cuda.upload(all_mut(&mut norm), &[1.0])?;
     let mut sums: Memory<f64> = bench.cuda.zeros("sums of squares", n.div_ceil(STRETCH))?;
-    bench.run("square_sums", Work::Bytes(4 * n), |cuda| cuda.square_sums(all_mut(&mut sums), all(&grads)))?;
+    bench.run("square_sums", |cuda| cuda.square_sums(all_mut(&mut sums), all(&grads)))?;
     let mut root = bench.floats(1)?;
-    bench.run("root_of_sum", Work::Bytes(8 * sums.len()), |cuda| {
-        cuda.root_of_sum(all_mut(&mut root), all(&sums))
-    })?;
-    bench.run("clip", Work::Bytes(8 * n), |cuda| cuda.clip(all_mut(&mut grads), all(&norm), 0.999))?;
+    bench.run("root_of_sum", |cuda| cuda.root_of_sum(all_mut(&mut root), all(&sums)))?;
+    bench.run("clip", |cuda| cuda.clip(all_mut(&mut grads), all(&norm), 0.999))?;
 
     let mut weights = bench.cuda.weights(n)?;
     let (mut m, mut v) = (bench.floats(n)?, bench.cuda.zeros::<f32>("second moments", n)?);
@@ -64,8 +62,8 @@ pub fn over_all_parameters(bench: &mut Bench<'_>) -> Result<()> {
         max_norm: 1.0,
         clip_eps: 1e-6,
     };
-    let mut step = |name: &str, bytes: usize, op: &mut dyn FnMut(&B, OptimizerStep<'_, B>) -> Result<()>| {
-        bench.run(name, Work::Bytes(bytes * n), |cuda| {
+    let mut step = |name: &str, op: &mut dyn FnMut(&B, OptimizerStep<'_, B>) -> Result<()>| {
+        bench.run(name, |cuda| {
             let step = OptimizerStep {
                 weights: &mut weights,
                 grads: all(&grads),
@@ -80,7 +78,7 @@ pub fn over_all_parameters(bench: &mut Bench<'_>) -> Result<()> {
             op(cuda, step)
         })
     };
-    step("adamw", 30, &mut |cuda, args| cuda.adamw(args))?;
-    step("lamb_moments", 24, &mut |cuda, args| cuda.lamb_moments(args, all_mut(&mut lamb)))?;
-    step("lamb_apply", 18, &mut |cuda, args| cuda.lamb_apply(args, all(&lamb)))
+    step("adamw", &mut |cuda, args| cuda.adamw(args))?;
+    step("lamb_moments", &mut |cuda, args| cuda.lamb_moments(args, all_mut(&mut lamb)))?;
+    step("lamb_apply", &mut |cuda, args| cuda.lamb_apply(args, all(&lamb)))
 }

@@ -4,7 +4,7 @@
 Usage: python3 benches/peers/race.py train --side plain|tuned --run RUN --batches FILE [--out FILE] [--steps N]
        python3 benches/peers/race.py check --run RUN --batches FILE --ours RUN
        python3 benches/peers/race.py timed FILE COMMAND...
-       python3 benches/peers/race.py report DIR --svg FILE
+       python3 benches/peers/race.py report DIR --svg FILE [--levels ACCURACY...]
 
 RUN is a run folder of `launcher` whose model/ holds the initial weights; its config.toml gives every hyperparameter. FILE is
 what `launcher inspect RUN --batches N --out FILE` wrote: the batches, their order, their masks and the evaluation set are
@@ -54,6 +54,7 @@ def arguments():
     report_args = commands.add_parser("report")
     report_args.add_argument("dir", type=Path)
     report_args.add_argument("--svg", type=Path, required=True)
+    report_args.add_argument("--levels", type=float, nargs="*", default=[], help="accuracies on the way to the target")
     return parser.parse_args()
 
 
@@ -421,7 +422,7 @@ def report(args):
     target = settings["target_accuracy"]
     print("| side | seed | to the first step | to the target | samples | accuracy | CPU time | CPU a step, evaluations included | peak resident | load before |")
     print("|" + " --- |" * 10)
-    mean, batch = {}, settings["batch_sequences"]
+    batch = settings["batch_sequences"]
     for side, (_, label) in SIDES.items():
         for seed, lines in sorted(races[side].items()):
             ready = next(r["seconds"] for r in lines if r["event"] == "ready")
@@ -433,14 +434,39 @@ def report(args):
                 f"| {label} | {seed} | {ready:.2f} s | {time_to} | {last['samples']:,} | {last['accuracy']:.4f} | {cpu:.0f} s "
                 f"| {1e3 * cpu * batch / last['samples']:.0f} ms | {end['peak_mb']} MB | {end['load_before']:.1f} |"
             )
-            if reached:
-                mean.setdefault(side, {})[seed] = (last["seconds"], cpu)
-    for side in ("tuned", "plain"):
-        both = sorted(set(mean.get("launcher", {})) & set(mean.get(side, {})))
-        if both:
-            ratio = [sum(mean["launcher"][s][i] for s in both) / sum(mean[side][s][i] for s in both) for i in (0, 1)]
-            print(f"\nlauncher / {side}: {ratio[0]:.2f} of the time, {ratio[1]:.2f} of the CPU time (seeds {', '.join(both)})")
+    for level in [*args.levels, target]:
+        report_level(races, level)
+    speed = {side: per_sample(races[side]) for side in SIDES if races[side]}
+    print("\nseconds per 1,000 samples, evaluations included: " + ", ".join(f"{s} {v:.2f}" for s, v in speed.items()))
     args.svg.write_text(plot(races, target))
+
+
+def per_sample(runs):
+    """Seconds per 1,000 samples from the first step to the last evaluation, over all seeds."""
+    spans = []
+    for lines in runs.values():
+        ready = next(r["seconds"] for r in lines if r["event"] == "ready")
+        last = [r for r in lines if r["event"] == "eval"][-1]
+        spans.append((last["seconds"] - ready, last["samples"]))
+    return 1e3 * sum(s for s, _ in spans) / sum(n for _, n in spans)
+
+
+def report_level(races, level):
+    """When each run's evaluation first showed an accuracy, and how the launcher's times compare."""
+    print(f"\naccuracy {level}: seconds and samples by seed")
+    first = {}
+    for side in SIDES:
+        for seed, lines in sorted(races[side].items()):
+            reached = next((r for r in lines if r["event"] == "eval" and r["accuracy"] >= level), None)
+            if reached:
+                first.setdefault(side, {})[seed] = (reached["seconds"], reached["samples"])
+        found = (f"{seed}: {s:.1f} s, {n:,}" for seed, (s, n) in first.get(side, {}).items())
+        print(f"  {side}: " + ("; ".join(found) or "not reached"))
+    for side in ("tuned", "plain"):
+        both = sorted(set(first.get("launcher", {})) & set(first.get(side, {})))
+        if both:
+            ratio = sum(first["launcher"][s][0] for s in both) / sum(first[side][s][0] for s in both)
+            print(f"  launcher / {side}: {ratio:.2f} of the time (seeds {', '.join(both)})")
 
 
 def plot(races, target):

@@ -161,15 +161,31 @@ impl<B: Backend<Acc = f32>> Bench<B> {
         self.bert.table().parameters()
     }
 
-    /// Queues one step: forward, backward, clipping, the optimizer; gives the norm on its way to the host.
+    /// Operations of a step's attention, forward and backward: two products and five, each of `2 H` operations for every query and
+    /// key of a sequence. In the last layer only some tokens are queries.
+    pub fn attention_flops(&self) -> [f64; 2] {
+        let (batch, config) = (&self.batch, self.bert.config());
+        let lengths = |cu: &[u32]| cu.windows(2).map(|w| f64::from(w[1] - w[0])).collect::<Vec<_>>();
+        let (keys, queries) = (lengths(&batch.cu_seqlens), lengths(&batch.cu_rows));
+        let all: f64 = keys.iter().map(|k| k * k).sum();
+        let chosen: f64 = keys.iter().zip(&queries).map(|(k, q)| k * q).sum();
+        let product = 2.0 * config.hidden as f64 * ((config.layers as f64 - 1.0) * all + chosen);
+        [2.0 * product, 5.0 * product]
+    }
+
+    /// Queues one step: forward, backward, clipping, the optimizer; gives the norm on its way to the host. Where training makes
+    /// a graph of the ops, so does this.
     fn queue(&mut self) -> Result<B::Pending> {
         let Self { bert, grads, optimizer, batch, scale, step } = self;
         *step += 1;
         bert.clear_sums()?;
         grads.clear(bert.backend())?;
-        bert.forward_backward(grads, batch, *scale, step_key(1, *step))?;
+        bert.bring(grads, batch)?;
+        bert.backend().begin_step()?;
+        bert.train(grads, *scale, step_key(1, *step), &mut |_, _, _| Ok(()))?;
         let (backend, weights) = bert.weights_mut();
         optimizer.update(backend, &mut Solo, weights, grads.params(), LR)?;
+        backend.end_step()?;
         Ok(backend.read_later(&optimizer.outcome_on_device())?)
     }
 

@@ -98,28 +98,55 @@ impl MlLog {
         Ok(Self { file, path })
     }
 
-    /// The beginning of an interval. Metadata gets the caller's file and line besides.
+    /// Lines of another time than now: of what was before the log could be opened, or is written when something else is
+    /// known.
+    pub fn at(&mut self, time: SystemTime) -> At<'_> {
+        At { log: self, time }
+    }
+
+    /// The beginning of an interval, now.
     ///
     /// # Errors
     /// What the system answers, as on a full disk.
     #[track_caller]
     pub fn start(&mut self, key: &str, value: impl Into<Value>, metadata: &[(&str, Value)]) -> Result<()> {
-        self.write(SystemTime::now(), "INTERVAL_START", key, value.into(), metadata, Location::caller())
+        self.at(SystemTime::now()).start(key, value, metadata)
     }
 
-    /// The beginning of an interval, at a time before the log was open.
+    /// The end of an interval, now.
     ///
     /// # Errors
     /// What the system answers, as on a full disk.
     #[track_caller]
-    pub fn start_at(
-        &mut self,
-        time: SystemTime,
-        key: &str,
-        value: impl Into<Value>,
-        metadata: &[(&str, Value)],
-    ) -> Result<()> {
-        self.write(time, "INTERVAL_START", key, value.into(), metadata, Location::caller())
+    pub fn end(&mut self, key: &str, value: impl Into<Value>, metadata: &[(&str, Value)]) -> Result<()> {
+        self.at(SystemTime::now()).end(key, value, metadata)
+    }
+
+    /// A single fact, now.
+    ///
+    /// # Errors
+    /// What the system answers, as on a full disk.
+    #[track_caller]
+    pub fn point(&mut self, key: &str, value: impl Into<Value>, metadata: &[(&str, Value)]) -> Result<()> {
+        self.at(SystemTime::now()).point(key, value, metadata)
+    }
+}
+
+/// A log and a time, at which what is written happened.
+#[derive(Debug)]
+pub struct At<'a> {
+    log: &'a mut MlLog,
+    time: SystemTime,
+}
+
+impl At<'_> {
+    /// The beginning of an interval. Metadata gets the caller's file and line besides.
+    ///
+    /// # Errors
+    /// What the system answers, as on a full disk.
+    #[track_caller]
+    pub fn start(self, key: &str, value: impl Into<Value>, metadata: &[(&str, Value)]) -> Result<()> {
+        self.write("INTERVAL_START", key, value.into(), metadata)
     }
 
     /// The end of an interval.
@@ -127,8 +154,8 @@ impl MlLog {
     /// # Errors
     /// What the system answers, as on a full disk.
     #[track_caller]
-    pub fn end(&mut self, key: &str, value: impl Into<Value>, metadata: &[(&str, Value)]) -> Result<()> {
-        self.write(SystemTime::now(), "INTERVAL_END", key, value.into(), metadata, Location::caller())
+    pub fn end(self, key: &str, value: impl Into<Value>, metadata: &[(&str, Value)]) -> Result<()> {
+        self.write("INTERVAL_END", key, value.into(), metadata)
     }
 
     /// A single fact.
@@ -136,41 +163,27 @@ impl MlLog {
     /// # Errors
     /// What the system answers, as on a full disk.
     #[track_caller]
-    pub fn point(&mut self, key: &str, value: impl Into<Value>, metadata: &[(&str, Value)]) -> Result<()> {
-        self.write(SystemTime::now(), "POINT_IN_TIME", key, value.into(), metadata, Location::caller())
+    pub fn point(self, key: &str, value: impl Into<Value>, metadata: &[(&str, Value)]) -> Result<()> {
+        self.write("POINT_IN_TIME", key, value.into(), metadata)
     }
 
-    /// A single fact of a time before the log was open.
-    ///
-    /// # Errors
-    /// What the system answers, as on a full disk.
     #[track_caller]
-    pub fn point_at(
-        &mut self,
-        time: SystemTime,
-        key: &str,
-        value: impl Into<Value>,
-        metadata: &[(&str, Value)],
-    ) -> Result<()> {
-        self.write(time, "POINT_IN_TIME", key, value.into(), metadata, Location::caller())
-    }
-
     fn write(
-        &mut self,
-        time: SystemTime,
+        self,
         event_type: &'static str,
         key: &str,
         value: Value,
         metadata: &[(&str, Value)],
-        caller: &Location,
     ) -> Result<()> {
+        let Self { log: MlLog { file, path }, time } = self;
         let time_ms = time.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        let caller = Location::caller();
         let place = [("file", caller.file().into()), ("lineno", caller.line().into())];
         let metadata = place.iter().chain(metadata).map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
         let line = Line { namespace: "", time_ms, event_type, key, value, metadata };
         let json = serde_json::to_string(&line).map_err(std::io::Error::from);
-        let line = format!(":::MLLOG {}\n", json.during("cannot write", &self.path)?);
-        self.file.write_all(line.as_bytes()).during("cannot write", &self.path)
+        let line = format!(":::MLLOG {}\n", json.during("cannot write", path)?);
+        file.write_all(line.as_bytes()).during("cannot write", path)
     }
 }
 
@@ -217,8 +230,8 @@ mod tests {
         let run = TempDir::new().unwrap();
         let time = UNIX_EPOCH + std::time::Duration::from_millis(1_700_000_000_123);
         let mut log = MlLog::open(run.path(), false).unwrap();
-        log.point_at(time, keys::CACHE_CLEAR, true, &[]).unwrap();
-        log.start_at(time, keys::INIT_START, (), &[]).unwrap();
+        log.at(time).point(keys::CACHE_CLEAR, true, &[]).unwrap();
+        log.at(time).start(keys::INIT_START, (), &[]).unwrap();
         assert!(lines(run.path()).iter().all(|l| l["time_ms"] == json!(1_700_000_000_123_u64)));
     }
 

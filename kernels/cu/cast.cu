@@ -6,34 +6,49 @@
 // Nothing is saved. Bound by memory: 6 n bytes, each touched once. A thread moves 8 elements: two accesses of 16 bytes of f32
 // and one of bf16. The f32 side is any range of a table: up to the first element at which both sides are aligned, and after the
 // last whole vector, single elements are moved; where no such element exists, all are.
-#include "common/base.cuh"
+#include "common/vector.cuh"
 
 namespace {
 
 constexpr int N = WIDE<bf16>;
+// Times N elements that a thread loads before it stores the first.
+constexpr int IN_FLIGHT = 2;
 using Size = unsigned long long;
 
-__device__ __forceinline__ void move(bf16* y, const float* x) {
-    const Vec<float, 4> a = load<4>(x), b = load<4>(x + 4);
-    Vec<bf16, N> out;
+// N elements, as they are loaded.
+template <typename X>
+struct Loaded;
+template <>
+struct Loaded<float> {
+    Vec<float, 4> low, high;
+};
+template <>
+struct Loaded<bf16> {
+    Vec<bf16, N> all;
+};
+
+__device__ __forceinline__ Loaded<float> take(const float* x) { return {load<4>(x), load<4>(x + 4)}; }
+__device__ __forceinline__ Loaded<bf16> take(const bf16* x) { return {load<N>(x)}; }
+
+__device__ __forceinline__ void put(bf16* y, const Loaded<float>& x) {
+    float all[N];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        out.at[i] = narrow<bf16>(a.at[i]);
-        out.at[i + 4] = narrow<bf16>(b.at[i]);
+        all[i] = x.low.at[i];
+        all[i + 4] = x.high.at[i];
     }
-    store(y, out);
+    store(y, narrowed<bf16>(all));
 }
 
-__device__ __forceinline__ void move(float* y, const bf16* x) {
-    const Vec<bf16, N> in = load<N>(x);
-    Vec<float, 4> a, b;
+__device__ __forceinline__ void put(float* y, const Loaded<bf16>& x) {
+    Vec<float, 4> low, high;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        a.at[i] = widen(in.at[i]);
-        b.at[i] = widen(in.at[i + 4]);
+        low.at[i] = widen(x.all.at[i]);
+        high.at[i] = widen(x.all.at[i + 4]);
     }
-    store(y, a);
-    store(y + 4, b);
+    store(y, low);
+    store(y + 4, high);
 }
 
 __device__ __forceinline__ void move_one(bf16* y, const float* x) { *y = narrow<bf16>(*x); }
@@ -50,7 +65,17 @@ template <typename Y, typename X>
 __device__ __forceinline__ void move_all(Y* y, const X* x, Size n, Size head) {
     const Size vectors = (n - head) / N, tail = head + vectors * N;
     const Size first = static_cast<Size>(blockIdx.x) * blockDim.x + threadIdx.x, step = static_cast<Size>(gridDim.x) * blockDim.x;
-    for (Size i = first; i < vectors; i += step) move(y + head + i * N, x + head + i * N);
+    for (Size i = first; i < vectors; i += IN_FLIGHT * step) {
+        Loaded<X> loaded[IN_FLIGHT];
+#pragma unroll
+        for (int turn = 0; turn < IN_FLIGHT; turn++) {
+            if (i + turn * step < vectors) loaded[turn] = take(x + head + (i + turn * step) * N);
+        }
+#pragma unroll
+        for (int turn = 0; turn < IN_FLIGHT; turn++) {
+            if (i + turn * step < vectors) put(y + head + (i + turn * step) * N, loaded[turn]);
+        }
+    }
     for (Size i = first; i < head; i += step) move_one(y + i, x + i);
     for (Size i = tail + first; i < n; i += step) move_one(y + i, x + i);
 }

@@ -34,50 +34,50 @@ __device__ __forceinline__ const T* table_row(const void* table, unsigned row, u
     return static_cast<const T*>(table) + static_cast<size_t>(row) * cols;
 }
 
-// One warp a row of at most VECS vectors a lane.
-template <typename T, int VECS>
-__device__ __forceinline__ void embedding_forward(T* __restrict__ y, T* __restrict__ z, float* __restrict__ mean, float* __restrict__ rstd,
+// A holder's row of at most VECS vectors a thread.
+template <typename T, int VECS, typename Holder>
+__device__ __forceinline__ void embedding_forward(const Holder& holder, T* __restrict__ y, T* __restrict__ z, float* __restrict__ mean, float* __restrict__ rstd,
                                                   const Tables& tables, const float* __restrict__ gamma, const float* __restrict__ beta,
                                                   float eps, unsigned rows, unsigned cols, const Dropout& dropout) {
     constexpr int W = WIDE<T>;
-    const unsigned row = blockIdx.x * (blockDim.x / WARP) + threadIdx.x / WARP;
+    const auto column = [&](int v) { return holder.column(v); };
+    const unsigned row = blockIdx.x * holder.rows_of_block() + holder.in_block();
     if (row >= rows) return;
     const size_t at = static_cast<size_t>(row) * cols;
     const unsigned key = dropout.threshold ? dropout.row_keys[row] : 0;
     const T* word = table_row<T>(tables.word, tables.tokens[row], cols);
     const T* position = table_row<T>(tables.position, tables.positions[row], cols);
     const T* kind = table_row<T>(tables.kind, tables.types[row], cols);
-    // lanes beyond the row load its first vector again: no branch, so that all loads go out before the first arrives
+    // threads beyond the row load its first vector again: no branch, so that all loads go out before the first arrives
     Vec<T, W> a[VECS], b[VECS], c[VECS];
 #pragma unroll
     for (int v = 0; v < VECS; v++) {
-        const unsigned column = lane_column<T>(v) < cols ? lane_column<T>(v) : 0;
-        a[v] = load<W>(word + column);
-        b[v] = load<W>(position + column);
-        c[v] = load<W>(kind + column);
+        const unsigned from = column(v) < cols ? column(v) : 0;
+        a[v] = load<W>(word + from);
+        b[v] = load<W>(position + from);
+        c[v] = load<W>(kind + from);
     }
     float sum[VECS][W];
 #pragma unroll
     for (int v = 0; v < VECS; v++) {
 #pragma unroll
         for (int i = 0; i < W; i++) sum[v][i] = widen(a[v].at[i]) + widen(b[v].at[i]) + widen(c[v].at[i]);
-        if (lane_column<T>(v) < cols) store(z + at + lane_column<T>(v), narrowed<T>(sum[v]));
+        if (column(v) < cols) store(z + at + column(v), narrowed<T>(sum[v]));
     }
-    const Statistics statistics = row_statistics<T>(sum, cols, eps);
+    const Statistics statistics = row_statistics<T>(holder, sum, cols, eps);
     MaskBytes<T> bytes[VECS];
-    if (dropout.threshold) row_bytes(bytes, dropout, key);
+    if (dropout.threshold) row_bytes(bytes, dropout, key, column);
 #pragma unroll
     for (int v = 0; v < VECS; v++) {
-        const unsigned column = lane_column<T>(v);
-        if (column >= cols) continue;
-        normalize(sum[v], statistics, gamma, beta, column);
+        if (column(v) >= cols) continue;
+        normalize(sum[v], statistics, gamma, beta, column(v));
         if (dropout.threshold) {
 #pragma unroll
             for (int i = 0; i < W; i++) sum[v][i] = masked(dropout, bytes[v], i, sum[v][i]);
         }
-        store(y + at + column, narrowed<T>(sum[v]));
+        store(y + at + column(v), narrowed<T>(sum[v]));
     }
-    if (threadIdx.x % WARP == 0) {
+    if (holder.is_first()) {
         mean[row] = statistics.mean;
         rstd[row] = statistics.rstd;
     }
@@ -224,7 +224,8 @@ __device__ __forceinline__ void group_join(const GroupSum<T>& a) {
     extern "C" __global__ void __launch_bounds__(128)                                                                             \
         embedding_forward_##cols##_##suffix(T* y, T* z, float* mean, float* rstd, Tables tables, const float* gamma,              \
                                             const float* beta, float eps, unsigned rows, unsigned width, Dropout dropout) {       \
-        embedding_forward<T, cols / WARP / WIDE<T>>(y, z, mean, rstd, tables, gamma, beta, eps, rows, width, dropout);            \
+        embedding_forward<T, cols / WARP / WIDE<T>>(WarpRow<T>{}, y, z, mean, rstd, tables, gamma, beta, eps, rows, width,        \
+                                                    dropout);                                                                     \
     }                                                                                                                             \
     EXPORT(embedding_forward_##cols##_##suffix)
 
@@ -233,7 +234,8 @@ __device__ __forceinline__ void group_join(const GroupSum<T>& a) {
     extern "C" __global__ void __launch_bounds__(BACKWARD_THREADS, resident)                                                      \
         embedding_backward_##cols##_##suffix(T* dy, const T* z, const float* mean, const float* rstd, const float* gamma,         \
                                              float* partials, unsigned rows, unsigned width, Dropout dropout) {                   \
-        layernorm_backward<T, cols / WARP / WIDE<T>, true>({dy, nullptr, dy, z, mean, rstd, gamma, partials, rows, width, dropout}); \
+        layernorm_backward<T, cols / WARP / WIDE<T>, true>(                                                                       \
+            LayerNormGradient<T>{dy, nullptr, dy, z, mean, rstd, gamma, partials, rows, width, dropout}, WarpRow<T>{});           \
     }                                                                                                                             \
     EXPORT(embedding_backward_##cols##_##suffix)
 
@@ -261,16 +263,33 @@ __device__ __forceinline__ void group_join(const GroupSum<T>& a) {
     FORWARD(T, suffix, 512)                                                                                                       \
     FORWARD(T, suffix, 768)                                                                                                       \
     FORWARD(T, suffix, 1024)                                                                                                      \
+    extern "C" __global__ void __launch_bounds__(WIDE_FORWARD_THREADS)                                                            \
+        embedding_forward_wide_##suffix(T* y, T* z, float* mean, float* rstd, Tables tables, const float* gamma,                  \
+                                        const float* beta, float eps, unsigned rows, unsigned width, Dropout dropout) {           \
+        SHARED(float, meeting, [4 * WARP]);                                                                                       \
+        embedding_forward<T, WIDE_FORWARD_VECS<T>>(BlockRow<T>{meeting, 0}, y, z, mean, rstd, tables, gamma, beta, eps, rows,     \
+                                                   width, dropout);                                                               \
+    }                                                                                                                             \
+    EXPORT(embedding_forward_wide_##suffix)                                                                                       \
     extern "C" __global__ void __launch_bounds__(ANY_THREADS)                                                                     \
         embedding_forward_any_##suffix(T* y, T* z, float* mean, float* rstd, Tables tables, const float* gamma,                   \
                                        const float* beta, float eps, unsigned, unsigned cols, Dropout dropout) {                  \
         embedding_forward_any<T>(y, z, mean, rstd, tables, gamma, beta, eps, cols, dropout);                                      \
     }                                                                                                                             \
     EXPORT(embedding_forward_any_##suffix)                                                                                        \
-    BACKWARD(T, suffix, 256, 4)                                                                                                   \
-    BACKWARD(T, suffix, 512, 2)                                                                                                   \
+    BACKWARD(T, suffix, 256, 2)                                                                                                   \
+    BACKWARD(T, suffix, 512, 1)                                                                                                   \
     BACKWARD(T, suffix, 768, 1)                                                                                                   \
     BACKWARD(T, suffix, 1024, 1)                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(WIDE_BACKWARD_THREADS)                                                           \
+        embedding_backward_wide_##suffix(T* dy, const T* z, const float* mean, const float* rstd, const float* gamma,             \
+                                         float* partials, unsigned rows, unsigned width, Dropout dropout) {                       \
+        SHARED(float, meeting, [4 * WARP]);                                                                                       \
+        layernorm_backward<T, WIDE_BACKWARD_VECS<T>, true>(                                                                       \
+            LayerNormGradient<T>{dy, nullptr, dy, z, mean, rstd, gamma, partials, rows, width, dropout},                          \
+            BlockRow<T>{meeting, 0});                                                                                             \
+    }                                                                                                                             \
+    EXPORT(embedding_backward_wide_##suffix)                                                                                      \
     extern "C" __global__ void __launch_bounds__(ANY_THREADS)                                                                     \
         embedding_backward_any_##suffix(T* dy, const T* z, const float* mean, const float* rstd, const float* gamma,              \
                                         float* partials, unsigned rows, unsigned cols, Dropout dropout) {                         \

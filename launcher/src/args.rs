@@ -293,6 +293,12 @@ pub struct EvalArgs {
     /// Write the first batch and the losses on it to FILE.safetensors, for comparing with other software [default: none]
     #[arg(long, value_name = "FILE")]
     pub dump_batch: Option<PathBuf>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
+    /// The type of weights and activations [default: bf16 on GPUs, f32 on CPUs]
+    #[arg(long, value_enum)]
+    pub precision: Option<DevicePrecision>,
     /// CPU threads; 0 for all cores
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
@@ -312,6 +318,9 @@ pub struct FillMaskArgs {
     /// Number of tokens shown for each mask
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = parse_positive)]
     pub top: usize,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = Device::Auto)]
+    pub device: Device,
 }
 
 /// Compares the engine with golden files of another implementation
@@ -365,10 +374,12 @@ pub struct BenchArgs {
     /// Time to run for, if --steps does not say
     #[arg(long, value_name = "S", default_value_t = 12.0)]
     pub seconds: f64,
-    /// Rows of the square product that is the ceiling [default: 8192 on GPUs, 1536 on CPUs]
+    /// Rows of the square product that is the ceiling; --profile's copy has 16 bytes for each of its elements [default: 8192 on
+    /// GPUs, 1536 on CPUs]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub ceiling: Option<u32>,
-    /// Time every kernel too: a table by kernel, from a few steps of their own (GPUs only) [default: off]
+    /// Time every op too, in a few steps of their own: a table whose rows, with bytes, operations and the share of the ceiling,
+    /// add up to the step (GPUs only) [default: off]
     #[arg(long)]
     pub profile: bool,
     /// Print one JSON object instead of the table [default: off]
@@ -456,7 +467,7 @@ pub enum GeluForm {
     Erf,
 }
 
-/// A value of `--device` of training.
+/// A value of `--device` of training, eval and fill-mask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Device {
     /// The best device that this build and machine have.
@@ -465,6 +476,26 @@ pub enum Device {
     Cpu,
     /// NVIDIA GPUs.
     Cuda,
+}
+
+impl Device {
+    /// As the configuration has it.
+    pub fn wanted(self) -> config::Device {
+        match self {
+            Self::Auto => config::Device::Auto,
+            Self::Cpu => config::Device::Cpu,
+            Self::Cuda => config::Device::Cuda,
+        }
+    }
+}
+
+/// A value of `--precision` of eval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs)]
+pub enum DevicePrecision {
+    F32,
+    /// GPUs only.
+    Bf16,
 }
 
 /// A value of `--device` of verify.

@@ -1,9 +1,12 @@
 //! `launcher bench`: how fast whole training steps are.
 
+mod breakdown;
+
 use crate::args::{BenchArgs, PlaceArgs};
 use crate::device::{self, Work};
 use crate::{exit, format};
 use anyhow::bail;
+use breakdown::{Breakdown, Ceilings};
 use engine::bench::{Bench, Mix, batch, matmul_rate, settled};
 use engine::config::Config;
 use engine::model::training_flops;
@@ -17,8 +20,6 @@ use std::sync::Arc;
 const VOCAB: usize = 30_522;
 /// Rows of the product that is taken for the ceiling: a GPU's, a CPU's.
 const CEILING: [usize; 2] = [8192, 1536];
-/// Steps that are profiled.
-const PROFILED: usize = 5;
 
 /// What was measured.
 struct Measured {
@@ -36,8 +37,7 @@ struct Measured {
     ceiling: f64,
     /// Bytes on the GPU by buffer.
     memory: Vec<(&'static str, u64)>,
-    /// Of a step: kernel, calls, milliseconds.
-    profile: Vec<(String, f64, f64)>,
+    profile: Option<Breakdown>,
 }
 
 /// Measures and prints.
@@ -96,9 +96,14 @@ impl Work for Timing<'_> {
         let batch = batch(&config.model, &lengths, config.data.prepare.max_predictions);
         let mut bench = Bench::new(backend, &config.model, &config.optimizer, batch)?;
         let times = bench.time(args.steps.map(|n| n as usize), args.seconds)?;
+        let step = settled(&times);
         let profile = match &gpu {
-            Some(gpu) if args.profile => profile(&mut bench, gpu)?,
-            _ => Vec::new(),
+            Some(gpu) if args.profile => {
+                // As many bytes as a gigabyte for the default's 8192 rows.
+                let ceilings = Ceilings { copy: gpu.copy_rate(16 * rows * rows)?, product: ceiling };
+                Some(Breakdown::measure(&mut bench, gpu, step, ceilings)?)
+            }
+            _ => None,
         };
         let batch = bench.batch();
         Ok(Measured {
@@ -108,31 +113,13 @@ impl Work for Timing<'_> {
             tokens: batch.token_count(),
             masked: batch.mlm_labels.len(),
             steps: times.len(),
-            step: settled(&times),
+            step,
             flops: training_flops(&config.model, batch),
             ceiling,
             memory: gpu.map(|gpu| gpu.usage()).unwrap_or_default(),
             profile,
         })
     }
-}
-
-/// Kernels of a step with their calls and milliseconds, the longest first.
-fn profile<B: Backend<Acc = f32>>(
-    bench: &mut Bench<B>,
-    gpu: &Device,
-) -> anyhow::Result<Vec<(String, f64, f64)>> {
-    gpu.set_profile(true)?;
-    bench.run(PROFILED)?;
-    let of_a_step = |n: f64| n / PROFILED as f64;
-    let mut kernels: Vec<_> = gpu
-        .profile()?
-        .into_iter()
-        .map(|k| (k.name.to_owned(), of_a_step(k.calls as f64), of_a_step(k.milliseconds)))
-        .collect();
-    gpu.set_profile(false)?;
-    kernels.sort_by(|a, b| b.2.total_cmp(&a.2));
-    Ok(kernels)
 }
 
 impl Measured {
@@ -180,20 +167,13 @@ impl Measured {
         if !self.memory.is_empty() {
             writeln!(out, "{:<14} {:.2} GiB", "memory", gib(self.bytes()))?;
         }
-        if !self.profile.is_empty() {
-            let total: f64 = self.profile.iter().map(|k| k.2).sum();
-            writeln!(out, "\n{:<40} {:>8} {:>10} {:>7}", "kernel", "calls", "ms", "share")?;
-            for (name, calls, ms) in &self.profile {
-                writeln!(out, "{name:<40} {calls:>8.1} {ms:>10.3} {:>6.1}%", 100.0 * ms / total)?;
-            }
-            writeln!(out, "{:<40} {:>8} {total:>10.3}", "all", "")?;
+        match &self.profile {
+            Some(profile) => profile.print(out),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn to_json(&self) -> Value {
-        let kernel =
-            |(name, calls, ms): &(String, f64, f64)| json!({ "kernel": name, "calls": calls, "ms": ms });
         json!({
             "device": self.device,
             "parameters": self.parameters,
@@ -207,7 +187,7 @@ impl Measured {
             "model_tflops": self.rate() / 1e12,
             "matmul_tflops": self.ceiling / 1e12,
             "memory_bytes": self.bytes(),
-            "profile": self.profile.iter().map(kernel).collect::<Vec<_>>(),
+            "profile": self.profile.as_ref().map(Breakdown::to_json),
         })
     }
 }

@@ -1,5 +1,6 @@
 //! The device that a command computes on, and why.
 
+use crate::exit;
 use anyhow::bail;
 use engine::config::{Config, Device as Wanted, Precision};
 use half::bf16;
@@ -80,6 +81,21 @@ pub fn options(config: &Config, gpu: &Device, leaves_run: bool) -> Options {
 fn caches() -> Option<PathBuf> {
     let folder = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
     folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")))
+}
+
+/// Runs something that leaves no run, where it is wanted.
+///
+/// # Errors
+/// Those of [`choose`] and [`Chosen::run`].
+pub fn run_on<W: Work>(wanted: Wanted, precision: Precision, work: W) -> anyhow::Result<W::Result> {
+    let chosen = choose(wanted)?;
+    if chosen.gpu.is_none() && precision == Precision::Bf16 {
+        bail!("--precision: bf16 is for GPUs, the CPU computes in f32; leave it out or say f32");
+    }
+    chosen.why.iter().for_each(|line| exit::say(line));
+    let mut config = Config::default();
+    config.train.precision = precision;
+    chosen.run(&config, false, work)
 }
 
 impl Chosen {

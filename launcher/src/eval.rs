@@ -1,15 +1,20 @@
 //! `launcher eval`: a model on prepared text.
 
-use crate::args::{DataSplit, EvalArgs};
+use crate::args::{DataSplit, DevicePrecision, EvalArgs};
+use crate::device::{self, Work};
 use crate::model::{Model, VOCAB};
 use crate::progress::Bar;
 use crate::{exit, format};
 use anyhow::bail;
+use engine::config::Precision;
 use engine::data::loader::eval_batches;
 use engine::data::shards::{Dataset, SplitName};
 use engine::model::EvalSums;
 use engine::verify::export::write_batch;
+use kernels::Backend;
+use kernels::cuda::Device;
 use std::io::Write;
+use std::sync::Arc;
 
 /// Prints losses, accuracies and perplexity.
 pub fn run(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
@@ -18,37 +23,26 @@ pub fn run(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
         DataSplit::Eval => (SplitName::Eval, "eval"),
         DataSplit::Train => (SplitName::Train, "train"),
     };
-    let data = Dataset::open(&args.data, split)?;
+    let data = Dataset::open_verified(&args.data, split)?;
     if data.is_empty() {
         let dir = args.data.display();
         bail!(
             "{dir}: the {name} split holds no sequence; prepare it with an --eval-fraction above 0, or choose the other --split"
         );
     }
-    let mut model = Model::load(&args.model)?;
+    let model = Model::load(&args.model)?;
     check(&model, &data)?;
-
-    let mut sums = EvalSums::default();
-    let mut tokens = 0;
-    let positions = model.config.max_positions;
-    let batches = eval_batches(&data, args.sequences, args.batch_sequences, positions, (0, 1));
-    let sequences = if args.sequences == 0 { data.len() } else { args.sequences.min(data.len()) };
-    let bar = Bar::new(sequences as u64, "sequences");
-    for batch in batches {
-        let batch = batch?;
-        let own = model.bert.evaluate(&batch)?;
-        if let Some(path) = args.dump_batch.as_deref().filter(|_| tokens == 0) {
-            write_batch(path, &batch, &own)?;
-        }
-        sums.add(&own);
-        tokens += batch.token_count();
-        bar.advance(batch.sequences() as u64);
-    }
-    bar.finish();
+    let precision = match args.precision {
+        None => Precision::Auto,
+        Some(DevicePrecision::F32) => Precision::F32,
+        Some(DevicePrecision::Bf16) => Precision::Bf16,
+    };
+    let evaluation = Evaluation { args, model: &model, data: &data };
+    let Evaluated { sums, sequences, tokens } = device::run_on(args.device.wanted(), precision, evaluation)?;
 
     writeln!(out, "model         {}: {}", model.dir.display(), model.describe())?;
     let (shown, tokens, masked) =
-        (format::count(sequences as u64), format::count(tokens as u64), format::count(sums.mlm_count as u64));
+        (format::count(sequences), format::count(tokens), format::count(sums.mlm_count as u64));
     let dir = args.data.display();
     writeln!(out, "data          {dir}, {name} split: {shown} sequences, {tokens} tokens, {masked} masked")?;
     if let Some(path) = &args.dump_batch {
@@ -62,6 +56,60 @@ pub fn run(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
         writeln!(out, "NSP accuracy  {:.4}", sums.nsp_accuracy())?;
     }
     Ok(exit::DONE)
+}
+
+/// What is done on the device.
+struct Evaluation<'a> {
+    args: &'a EvalArgs,
+    model: &'a Model,
+    data: &'a Dataset,
+}
+
+/// What it gives.
+struct Evaluated {
+    sums: EvalSums,
+    sequences: u64,
+    tokens: u64,
+}
+
+impl Work for Evaluation<'_> {
+    type Result = Evaluated;
+
+    fn on<B: Backend<Acc = f32>>(self, backend: B, _: Option<Arc<Device>>) -> anyhow::Result<Evaluated> {
+        let Self { args, model, data } = self;
+        let mut bert = model.on(backend)?;
+        let mut done = Evaluated { sums: EvalSums::default(), sequences: 0, tokens: 0 };
+        let positions = model.config.max_positions;
+        let batches = eval_batches(data, args.sequences, args.batch_sequences, positions, (0, 1));
+        let sequences = if args.sequences == 0 { data.len() } else { args.sequences.min(data.len()) };
+        let bar = Bar::new(sequences as u64, "sequences");
+        // A batch's sums are waited for once the next one is queued.
+        let mut last = None;
+        for batch in batches {
+            let batch = batch?;
+            let pending = bert.evaluate_later(&batch)?;
+            match args.dump_batch.as_deref().filter(|_| done.tokens == 0) {
+                Some(path) => {
+                    let own = bert.read(pending)?;
+                    write_batch(path, &batch, &own)?;
+                    done.sums.add(&own);
+                }
+                None => {
+                    if let Some(before) = last.replace(pending) {
+                        done.sums.add(&bert.read(before)?);
+                    }
+                }
+            }
+            done.sequences += batch.sequences() as u64;
+            done.tokens += batch.token_count() as u64;
+            bar.advance(batch.sequences() as u64);
+        }
+        if let Some(last) = last {
+            done.sums.add(&bert.read(last)?);
+        }
+        bar.finish();
+        Ok(done)
+    }
 }
 
 /// Whether the model can read this data.

@@ -1,26 +1,32 @@
 //! `launcher fill-mask`: the most probable tokens at each [MASK] of a text.
 
 use crate::args::FillMaskArgs;
+use crate::device::{self, Work};
 use crate::exit;
 use crate::model::Model;
 use anyhow::bail;
+use engine::config::Precision;
 use engine::data::tokenize::Tokenizer;
 use engine::data::vocab::Vocab;
 use engine::data::{Batch, Sequence};
+use kernels::Backend;
+use kernels::cuda::Device;
 use std::io::Write;
+use std::sync::Arc;
 
 /// Prints `top` tokens with their probabilities for each mask, and the text with each filled in.
 pub fn run(args: &FillMaskArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     if !args.text.contains("[MASK]") {
         bail!("the text holds no [MASK]; write [MASK] where a token is to be predicted");
     }
-    let mut model = Model::load(&args.model)?;
+    let model = Model::load(&args.model)?;
     refuse_cased(&model)?;
     let vocab = model.vocab()?;
     let mut tokenizer = Tokenizer::new(&vocab)?;
     let sequence = sequence(&args.text, &mut tokenizer, &vocab, model.config.max_positions)?;
     let batch = Batch::pack(std::slice::from_ref(&sequence), 0, model.config.max_positions as u32);
-    let logits = model.bert.mlm_logits(&batch)?;
+    let prediction = Prediction { model: &model, batch: &batch };
+    let logits = device::run_on(args.device.wanted(), Precision::Auto, prediction)?;
 
     let masks = sequence.mlm_positions.len();
     for (number, (logits, &at)) in
@@ -38,6 +44,20 @@ pub fn run(args: &FillMaskArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
         }
     }
     Ok(exit::DONE)
+}
+
+/// What is done on the device: the logits of every mask.
+struct Prediction<'a> {
+    model: &'a Model,
+    batch: &'a Batch,
+}
+
+impl Work for Prediction<'_> {
+    type Result = Vec<f64>;
+
+    fn on<B: Backend<Acc = f32>>(self, backend: B, _: Option<Arc<Device>>) -> anyhow::Result<Vec<f64>> {
+        Ok(self.model.on(backend)?.mlm_logits(self.batch)?)
+    }
 }
 
 /// `[CLS] text [SEP]`, each mask a position to predict.

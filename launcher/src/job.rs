@@ -8,17 +8,19 @@ use crate::{exit, placement, signals};
 use anyhow::{Context, anyhow, bail};
 use engine::Error;
 use engine::config::{Config, Device as Wanted, Precision};
-use engine::dist::{self, Control, Group};
+use engine::dist::{self, Control, End, Group, Limits};
 use half::bf16;
 use kernels::Backend;
 use kernels::collective::tcp::Tcp;
 use kernels::collective::{Collective, HostCollective, Transport};
 use kernels::cuda::{self, Cuda, Device, Element, Nccl, nccl};
 use std::net::TcpListener;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::os::unix::process::parent_id;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+/// Between two looks after the process that has started this one.
+const ORPHANED: Duration = Duration::from_millis(500);
 /// What is done in every process of a job.
 pub trait Train {
     /// Trains as one of a group; the answer is the exit code.
@@ -39,11 +41,13 @@ impl<T: Train> Work for Alone<T> {
 /// workers that are started here. An error of one of several ends all.
 pub fn run(place: &PlaceArgs, config: &Config, train: impl Train) -> anyhow::Result<u8> {
     let get = |name: &str| match name {
-        "PARENT" => Some(std::os::unix::process::parent_id().to_string()),
+        "PID" => Some(std::process::id().to_string()),
+        "PARENT" => Some(parent_id().to_string()),
         _ => std::env::var(name).ok(),
     };
     let host = sysinfo::System::host_name().unwrap_or_else(|| "this machine".to_owned());
     let found = Environment(&get).find(&host)?;
+    let started = found.as_ref().is_some_and(|found| found.starter.ends_its_own());
     let option = if place.gpus.is_some() { "--gpus" } else { "--processes" };
     let role = ranks::role(found, place.gpus.or(place.processes).map(|n| n as usize), option)?;
     let wanted = if place.gpus.is_some() { Wanted::Cuda } else { config.train.device };
@@ -60,23 +64,27 @@ pub fn run(place: &PlaceArgs, config: &Config, train: impl Train) -> anyhow::Res
                 placement::check_gpus(count, cuda::count()?)?;
                 nccl::version()?;
             }
-            spawn::run(&Crew { count, first, world, meet, token })
+            spawn::run(&Crew { count, first, world, meet, token, started })
         }
         Role::Rank(found) => {
-            let joined = join(&found, config)?;
             // Processes that are asked for as such share the machine's cores.
             let wanted =
                 if place.processes.is_some() && wanted == Wanted::Auto { Wanted::Cpu } else { wanted };
-            as_rank(&found, wanted, config, joined, train)
+            match join(&found, wanted, config)? {
+                Some(joined) => as_rank(&found, wanted, config, joined, train),
+                None => Ok(exit::FAILED),
+            }
         }
     }
 }
 
-/// Starts this process's threads, and its watch for signals.
+/// Starts this process's threads, and its watch for signals; that of one of several has begun when they met.
 pub fn start<B: Backend>(group: &Group<B>, config: &Config) -> anyhow::Result<()> {
     let local_world = group.control.as_ref().map_or(1, Control::local_world);
     crate::start_threads(threads(config, local_world))?;
-    signals::watch(group.is_first())?;
+    if group.control.is_none() {
+        signals::watch(true)?;
+    }
     if !group.is_first() {
         // The first process decides; this one hears from it.
         signals::training_started();
@@ -90,38 +98,67 @@ struct Joined {
     control: Control,
 }
 
-/// Meets the other processes. From here on, what goes wrong anywhere ends all.
-fn join(found: &Found, config: &Config) -> anyhow::Result<Joined> {
+/// How this process ends where another one, or an error of its own, ends all.
+struct Ending;
+
+impl End for Ending {
+    fn say(&self, why: &str) {
+        exit::say(&format!("error: {why}"));
+    }
+
+    fn leave(&self, signal: Option<i32>) {
+        // Without the libraries' exit handlers: a GPU's may wait for work that waits for a rank which is gone.
+        signal_hook::low_level::exit(signal.map_or(exit::FAILED, exit::by_signal).into());
+    }
+}
+
+/// Meets the other processes; none if rank 0 gives up, which says why. From here on, what goes wrong anywhere ends all.
+fn join(found: &Found, wanted: Wanted, config: &Config) -> anyhow::Result<Option<Joined>> {
     let place = &found.place;
     if found.starter == Starter::Own {
         spawn::end_with_starter();
     }
-    let mut mpi = over_mpi(found)?;
+    let met = Arc::new(OnceLock::new());
+    if found.starter.ends_its_own() {
+        end_without_starter(met.clone());
+    }
+    let mut mpi = if wanted == Wanted::Cpu { over_mpi(found)? } else { None };
     let Some(meet) = meeting_place(found, mpi.as_deref_mut())? else {
         bail!(
             "the ranks are on several machines and none knows rank 0's; set MASTER_ADDR for all, as in mpirun -x \
              MASTER_ADDR=node1"
         );
     };
-    let deadline = Duration::from_secs(config.ranks.start_seconds);
-    let mut meeting = dist::meet(place, &meet, &found.token, mpi.is_none(), deadline)?;
-    let on_failure = Box::new(|message: &str, speaks: bool| {
-        // A signal that ends rank 0 before training ends all: that is no failure.
-        let signal = signals::STOP.load(Ordering::SeqCst);
-        if signal == 0 && speaks {
-            exit::say(&format!("error: {message}"));
-        }
-        // Without the libraries' exit handlers: a GPU's may wait for work that waits for a rank which is gone.
-        let code = if signal != 0 { exit::by_signal(signal) } else { exit::FAILED };
-        signal_hook::low_level::exit(code.into());
-    });
-    let control =
-        Control::start(place, &mut meeting, on_failure).context("cannot watch the other processes")?;
+    let start = Duration::from_secs(config.ranks.start_seconds);
+    let Some(mut meeting) = dist::meet(place, &meet, &found.token, mpi.is_none(), start)? else {
+        return Ok(None);
+    };
+    let limits = Limits { start, hang: Duration::from_secs(config.ranks.hang_seconds) };
+    let control = Control::start(place, &mut meeting, limits, Box::new(Ending))
+        .context("cannot watch the other processes")?;
+    let interrupted = control.clone();
+    signals::before_end(move |signal| interrupted.interrupt(signal));
+    signals::watch(place.rank == 0)?;
+    let _ = met.set(control.clone());
     let transport = match mpi {
         Some(mpi) => mpi,
         None => Box::new(Tcp::new(place.rank, std::mem::take(&mut meeting.data))?),
     };
-    Ok(Joined { transport, control })
+    Ok(Some(Joined { transport, control }))
+}
+
+/// Ends this process, or the job once it has `met`, when what has started it, and would end it with the others, is gone.
+fn end_without_starter(met: Arc<OnceLock<Control>>) {
+    let parent = parent_id();
+    std::thread::spawn(move || {
+        while parent_id() == parent {
+            std::thread::sleep(ORPHANED);
+        }
+        if let Some(control) = met.get() {
+            control.fail(&Error::Training(format!("process {parent}, which had started it, is gone")));
+        }
+        signal_hook::low_level::exit(exit::FAILED.into());
+    });
 }
 
 /// Trains as one of several, on what all of them have.
@@ -140,6 +177,12 @@ fn as_rank(
     let Some(gpu) = gpu else {
         if found.starter == Starter::Own {
             placement::keep_to_own_cores(&found.place);
+        }
+        if wanted == Wanted::Auto {
+            transport = match over_mpi(found) {
+                Ok(mpi) => mpi.unwrap_or(transport),
+                Err(error) => return ended(&control, Err(error)),
+            };
         }
         let ranks = || Ok((device::on_cpu(config)?, HostCollective::new(transport)?));
         return train_with(control, ranks, train);
@@ -234,20 +277,20 @@ fn gpu(found: &Found, wanted: Wanted, transport: &mut dyn Transport) -> anyhow::
     Ok(own.ok().filter(|_| without.is_none()).and_then(place_near))
 }
 
-/// The MPI library's connections, where mpirun started this process and this build has them. Processes that are not to
-/// take part may not be among mpirun's then.
+/// The MPI library's connections, for CPUs, where mpirun started this process and this build has them. What mpirun starts
+/// takes part in MPI as a whole or not at all: where some are to leave, the others talk over TCP.
 fn over_mpi(found: &Found) -> anyhow::Result<Option<Box<dyn Transport>>> {
     #[cfg(feature = "mpi")]
-    if matches!(found.starter, Starter::OpenMpi | Starter::Pmi) {
+    if matches!(found.starter, Starter::OpenMpi | Starter::Pmi) && found.whole {
         let mpi = kernels::collective::mpi::Mpi::new()?;
         if mpi.world() == found.place.world {
             return Ok(Some(Box::new(mpi)));
         }
         bail!(
-            "mpirun started {} processes and {} are to train; over MPI all must: start {} only",
-            mpi.world(),
+            "mpirun started {} processes and this program's MPI library sees {}: use the mpirun of the library that it \
+             was built with",
             found.place.world,
-            found.place.world
+            mpi.world()
         );
     }
     let _ = found;
@@ -261,7 +304,9 @@ fn meeting_place(
 ) -> anyhow::Result<Option<String>> {
     /// Longest name of a machine, with a port.
     const LONGEST: usize = 300;
-    let (None, Some(mpi)) = (&found.meet, mpi) else { return Ok(found.meet.clone()) };
+    let (None, Some(mpi)) = (&found.meet, mpi) else {
+        return Ok(found.meet.clone().or_else(|| found.near.clone()));
+    };
     let mut bytes = vec![0; LONGEST];
     if found.place.rank == 0 {
         let port =

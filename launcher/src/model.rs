@@ -5,7 +5,8 @@ use engine::checkpoint::hf;
 use engine::config::ModelConfig;
 use engine::data::vocab::Vocab;
 use engine::model::Bert;
-use kernels::cpu::Cpu;
+use engine::table::TensorTable;
+use kernels::Backend;
 use std::path::{Path, PathBuf};
 
 /// The file that makes a folder a model's.
@@ -15,16 +16,16 @@ pub const WEIGHTS: &str = "model.safetensors";
 /// Its vocabulary.
 pub const VOCAB: &str = "vocab.txt";
 
-/// A model on the CPU, ready to predict.
+/// A model as its folder has it.
 pub struct Model {
     /// Its folder.
     pub dir: PathBuf,
-    /// The model.
-    pub bert: Bert<Cpu<f32>>,
     /// Its sizes.
     pub config: ModelConfig,
     /// Whether it has a next-sentence head that was trained.
     pub has_nsp: bool,
+    table: TensorTable,
+    weights: Vec<f32>,
 }
 
 impl Model {
@@ -47,14 +48,20 @@ impl Model {
             tracing::info!("{}: {name} is not part of the model", dir.display());
         }
         let has_nsp = !lacks("bert.pooler.") && !lacks("cls.seq_relationship.");
-        let mut bert = Bert::new(Cpu::new(), &imported.model)?;
-        bert.load_weights(&imported.weights)?;
-        Ok(Self { dir, bert, config: imported.model, has_nsp })
+        let hf::Imported { model: config, table, weights, .. } = imported;
+        Ok(Self { dir, config, has_nsp, table, weights })
+    }
+
+    /// The model on a device, ready to predict.
+    pub fn on<B: Backend<Acc = f32>>(&self, backend: B) -> anyhow::Result<Bert<B>> {
+        let mut bert = Bert::new(backend, &self.config)?;
+        bert.load_weights(&self.weights)?;
+        Ok(bert)
     }
 
     /// One line: sizes and parameters.
     pub fn describe(&self) -> String {
-        describe(&self.config, self.bert.table().parameters())
+        describe(&self.config, self.table.parameters())
     }
 
     /// The vocabulary that lies beside the weights.

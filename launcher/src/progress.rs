@@ -61,6 +61,43 @@ impl Bar {
     }
 }
 
+/// Bytes read, with their rate and the time left.
+pub struct BytesBar {
+    bar: Bar,
+    what: &'static str,
+    total: u64,
+    started: Instant,
+    /// Bytes done, and when the last plain line was written.
+    state: Mutex<(u64, Instant)>,
+}
+
+impl BytesBar {
+    /// Up to `total` bytes, of which `what` is done.
+    pub fn new(total: u64, what: &'static str) -> Self {
+        let now = Instant::now();
+        Self { bar: Bar::new(total, "bytes"), what, total, started: now, state: Mutex::new((0, now)) }
+    }
+
+    /// Adds to what is done; on any thread.
+    pub fn advance(&self, bytes: u64) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.0 += bytes;
+        let rate = state.0 as f64 / self.started.elapsed().as_secs_f64().max(1e-3);
+        let left = duration(self.total.saturating_sub(state.0) as f64 / rate);
+        let line = format!("{}, {}B/s, left {left}", self.what, short(rate));
+        self.bar.set(state.0, self.total, line.clone());
+        if self.bar.0.is_none() && state.1.elapsed() >= LINE_EVERY {
+            state.1 = Instant::now();
+            exit::say(&format!("{line}, {}B of {}B", short(state.0 as f64), short(self.total as f64)));
+        }
+    }
+
+    /// Removes the bar.
+    pub fn finish(&self) {
+        self.bar.finish();
+    }
+}
+
 /// A preparation's progress.
 pub struct PrepareBar {
     bar: Bar,

@@ -35,6 +35,14 @@ pub enum Starter {
     Slurm,
 }
 
+impl Starter {
+    /// Whether it stays as long as its processes, and ends them when it ends. The variables of torchrun are also set by hand, in
+    /// a shell that may be left.
+    pub fn ends_its_own(self) -> bool {
+        matches!(self, Self::OpenMpi | Self::Pmi | Self::Slurm)
+    }
+}
+
 /// What the environment says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
@@ -42,7 +50,11 @@ pub struct Found {
     pub place: Place,
     /// `host:port` of rank 0.
     pub meet: Option<String>,
+    /// `host:port` of the machine where mpirun runs, which is rank 0's as a rule.
+    pub near: Option<String>,
     pub token: String,
+    /// Whether all that the starter has started take part.
+    pub whole: bool,
 }
 
 /// What this process should do.
@@ -58,7 +70,37 @@ pub enum Role {
     Leave,
 }
 
-/// Reads an environment.
+/// A starter, and its variables of rank, world, local rank and local world.
+type Kind = (Starter, [&'static str; 4]);
+
+/// All of them.
+const KINDS: [Kind; 5] = [
+    (Starter::Own, [RANK, WORLD, LOCAL_RANK, LOCAL_WORLD]),
+    (Starter::Torchrun, ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"]),
+    (
+        Starter::OpenMpi,
+        [
+            "OMPI_COMM_WORLD_RANK",
+            "OMPI_COMM_WORLD_SIZE",
+            "OMPI_COMM_WORLD_LOCAL_RANK",
+            "OMPI_COMM_WORLD_LOCAL_SIZE",
+        ],
+    ),
+    (Starter::Pmi, ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"]),
+    // A batch script has SLURM_PROCID too; only srun counts a step's tasks.
+    (Starter::Slurm, ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""]),
+];
+
+/// What the variables of one starter say.
+struct Said {
+    starter: Starter,
+    rank: usize,
+    world: usize,
+    /// Rank on this machine, and number of processes there.
+    local: [Option<usize>; 2],
+}
+
+/// Reads an environment, in which `PID` and `PARENT` are this process's number and its parent's.
 pub struct Environment<'a>(pub &'a dyn Fn(&str) -> Option<String>);
 
 impl Environment<'_> {
@@ -74,48 +116,55 @@ impl Environment<'_> {
         }
     }
 
-    /// The process's place, if it is one of several.
+    /// The process's place, if it is one of several. A starter inside another one passes the outer one's variables on: srun
+    /// starts the daemons of mpirun, and either of them starts torchrun. [`KINDS`] are in the order from the inside, except that
+    /// a process which is itself a task of srun has no other starter in between.
     pub fn find(&self, host: &str) -> Result<Option<Found>> {
-        let kinds = [
-            (Starter::Own, [RANK, WORLD, LOCAL_RANK, LOCAL_WORLD]),
-            (Starter::Torchrun, ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"]),
-            (
-                Starter::OpenMpi,
-                [
-                    "OMPI_COMM_WORLD_RANK",
-                    "OMPI_COMM_WORLD_SIZE",
-                    "OMPI_COMM_WORLD_LOCAL_RANK",
-                    "OMPI_COMM_WORLD_LOCAL_SIZE",
-                ],
-            ),
-            (Starter::Pmi, ["PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"]),
-            // A batch script has SLURM_PROCID too; only srun counts a step's tasks.
-            (Starter::Slurm, ["SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ""]),
-        ];
-        for (starter, [rank, world, local_rank, local_world]) in kinds {
-            let (Some(rank_value), Some(world_value)) = (self.number(rank)?, self.number(world)?) else {
-                continue;
-            };
-            if rank_value >= world_value {
-                bail!("{rank} is {rank_value} and {world} is {world_value} in the environment: no such rank");
-            }
-            let local_world = match starter {
-                Starter::Slurm => self.slurm_local_world(),
-                _ => self.number(local_world)?,
-            };
-            let place = Place {
-                rank: rank_value,
-                world: world_value,
-                local_rank: self.number(local_rank)?.unwrap_or(rank_value),
-                local_world: local_world.unwrap_or(world_value),
-                host: host.to_owned(),
-            };
-            let job = self.job(starter);
-            let meet = self.meet(starter, &place, &job);
-            let token = self.text(TOKEN).unwrap_or_else(|| format!("{job} {world_value}"));
-            return Ok(Some(Found { starter, place, meet, token }));
+        let own_task = self.text("SLURM_TASK_PID").is_some_and(|pid| self.text("PID") == Some(pid));
+        let mut kinds = KINDS;
+        if own_task {
+            kinds[1..].rotate_right(1);
         }
-        Ok(None)
+        let mut innermost = None;
+        for kind in kinds {
+            innermost = self.said_by(kind)?;
+            if innermost.is_some() {
+                break;
+            }
+        }
+        let Some(Said { starter, rank, world, local }) = innermost else { return Ok(None) };
+        // srun with Slurm's PMI sets the variables of both, and PMI's know nothing of machines.
+        let others = || KINDS.into_iter().filter_map(|kind| self.said_by(kind).ok()?);
+        let same = || others().filter(|s| (s.rank, s.world) == (rank, world));
+        let [local_rank, local_world] =
+            [0, 1].map(|i| local[i].or_else(|| same().find_map(|said| said.local[i])));
+        let place = Place {
+            rank,
+            world,
+            local_rank: local_rank.unwrap_or(rank),
+            local_world: local_world.unwrap_or(world),
+            host: host.to_owned(),
+        };
+        let job = self.job(starter);
+        let [meet, near] = self.meet(starter, &place, &job);
+        let token = self.text(TOKEN).unwrap_or_else(|| format!("{job} {world}"));
+        Ok(Some(Found { starter, place, meet, near, token, whole: true }))
+    }
+
+    /// What one starter's variables say.
+    fn said_by(&self, (starter, [rank, world, local_rank, local_world]): Kind) -> Result<Option<Said>> {
+        let (Some(rank_value), Some(world_value)) = (self.number(rank)?, self.number(world)?) else {
+            return Ok(None);
+        };
+        if rank_value >= world_value {
+            bail!("{rank} is {rank_value} and {world} is {world_value} in the environment: no such rank");
+        }
+        let local_world = match starter {
+            Starter::Slurm => self.slurm_local_world(),
+            _ => self.number(local_world)?,
+        };
+        let local = [self.number(local_rank)?, local_world];
+        Ok(Some(Said { starter, rank: rank_value, world: world_value, local }))
     }
 
     /// `4` of `4(x2)` or `4,3`: tasks on the first node; nodes of a job are alike or nothing here works.
@@ -133,38 +182,62 @@ impl Environment<'_> {
             Starter::Pmi => &["PMI_JOBID", "SLURM_JOB_ID"],
             Starter::Slurm => &["SLURM_JOB_ID"],
         };
-        let step = self.text("SLURM_STEP_ID").unwrap_or_default();
-        let id = names.iter().find_map(|name| self.text(name));
-        // What mpirun starts on one machine has one parent.
-        id.map_or_else(
-            || format!("parent {}", self.text("PARENT").unwrap_or_default()),
-            |id| format!("{id} {step}"),
-        )
+        if let Some(id) = names.iter().find_map(|name| self.text(name)) {
+            // Of mpirun's processes only those have a step whose machine's daemon srun has started.
+            let steps = matches!(starter, Starter::Pmi | Starter::Slurm);
+            let step = self.text("SLURM_STEP_ID").filter(|_| steps).unwrap_or_default();
+            return format!("{id} {step}");
+        }
+        // What one process has started on one machine has one parent; on several, an address is given.
+        let [address, port, parent] = ["MASTER_ADDR", "MASTER_PORT", "PARENT"].map(|name| self.text(name));
+        match address {
+            Some(address) => format!("at {address} {}", port.unwrap_or_default()),
+            None => format!("parent {}", parent.unwrap_or_default()),
+        }
     }
 
-    fn meet(&self, starter: Starter, place: &Place, job: &str) -> Option<String> {
+    /// Where rank 0 is, and where it is likely to be.
+    fn meet(&self, starter: Starter, place: &Place, job: &str) -> [Option<String>; 2] {
         let port = || {
             let mut hasher = DefaultHasher::new();
             job.hash(&mut hasher);
             PORTS.start + hasher.finish() % (PORTS.end - PORTS.start)
         };
         if let Some(meet) = self.text(MEET) {
-            return Some(meet);
+            return [Some(meet), None];
         }
         if let Some(address) = self.text("MASTER_ADDR") {
             let given = self.text("MASTER_PORT").and_then(|p| p.parse::<u64>().ok());
             // torchrun's agent listens at the port itself.
             let taken = u64::from(self.text("TORCHELASTIC_USE_AGENT_STORE").as_deref() == Some("True"));
-            return Some(format!("{address}:{}", given.map_or_else(port, |p| p + taken)));
+            return [Some(format!("{address}:{}", given.map_or_else(port, |p| p + taken))), None];
         }
         if place.world == place.local_world {
-            return Some(format!("127.0.0.1:{}", port()));
+            return [Some(format!("127.0.0.1:{}", port())), None];
         }
-        if starter == Starter::Slurm {
-            let nodes = self.text("SLURM_STEP_NODELIST").or_else(|| self.text("SLURM_JOB_NODELIST"))?;
-            return Some(format!("{}:{}", first_host(&nodes), port()));
+        let at = |host: &str| Some(format!("{host}:{}", port()));
+        match starter {
+            Starter::Slurm => {
+                let nodes = self.text("SLURM_STEP_NODELIST").or_else(|| self.text("SLURM_JOB_NODELIST"));
+                [nodes.and_then(|nodes| at(&first_host(&nodes))), None]
+            }
+            Starter::OpenMpi => [None, self.mpirun_host(place.rank).as_deref().and_then(at)],
+            _ => [None, None],
         }
-        None
+    }
+
+    /// The address of the machine where mpirun of Open MPI 4 runs. None to a rank 0 that is on another one.
+    fn mpirun_host(&self, rank: usize) -> Option<String> {
+        // As in 196.0;tcp://10.0.0.1,10.1.0.1:46871;tcp6://[fd00::2]:39309, of mpirun and of the daemon on this machine.
+        let [mpirun, own] = ["OMPI_MCA_orte_hnp_uri", "OMPI_MCA_orte_local_daemon_uri"].map(|n| self.text(n));
+        let mpirun = mpirun?;
+        let daemon = |uri: &str| uri.split(';').next().map(str::to_owned);
+        if rank == 0 && own.is_some_and(|own| daemon(&own) != daemon(&mpirun)) {
+            return None;
+        }
+        let addresses = mpirun.split(';').find_map(|part| part.strip_prefix("tcp://"))?;
+        let first = addresses.split([',', ':']).next()?;
+        (!first.is_empty()).then(|| first.to_owned())
     }
 }
 
@@ -198,7 +271,13 @@ pub fn role(found: Option<Found>, per_node: Option<usize>, option: &str) -> Resu
     }
     if local_world == 1 {
         let (first, world) = (rank * wanted, world * wanted);
-        return Ok(Role::Spawn { count: wanted, first, world, meet: found.meet, token: found.token });
+        return Ok(Role::Spawn {
+            count: wanted,
+            first,
+            world,
+            meet: found.meet.or(found.near),
+            token: found.token,
+        });
     }
     if local_world < wanted {
         bail!(
@@ -218,117 +297,9 @@ pub fn role(found: Option<Found>, per_node: Option<usize>, option: &str) -> Resu
     found.place.world = world / local_world * wanted;
     found.place.rank = rank / local_world * wanted + local_rank;
     found.place.local_world = wanted;
+    found.whole = false;
     Ok(if found.place.world == 1 { Role::Alone } else { Role::Rank(found) })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn find(variables: &[(&str, &str)]) -> Result<Option<Found>> {
-        let get =
-            |name: &str| variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
-        Environment(&get).find("here")
-    }
-
-    fn place(found: &Found) -> [usize; 4] {
-        let Place { rank, world, local_rank, local_world, .. } = found.place;
-        [rank, world, local_rank, local_world]
-    }
-
-    const OMPI: [(&str, &str); 5] = [
-        ("OMPI_COMM_WORLD_RANK", "5"),
-        ("OMPI_COMM_WORLD_SIZE", "8"),
-        ("OMPI_COMM_WORLD_LOCAL_RANK", "1"),
-        ("OMPI_COMM_WORLD_LOCAL_SIZE", "4"),
-        ("PMIX_NAMESPACE", "job-7"),
-    ];
-
-    #[test]
-    fn every_starter_is_recognized() {
-        assert_eq!(find(&[("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8")]).unwrap(), None);
-        let found = find(&OMPI).unwrap().unwrap();
-        assert_eq!((found.starter, place(&found)), (Starter::OpenMpi, [5, 8, 1, 4]));
-        assert_eq!(found.meet, None);
-        let with_address = [&OMPI[..], &[("MASTER_ADDR", "n1"), ("MASTER_PORT", "29500")]].concat();
-        assert_eq!(find(&with_address).unwrap().unwrap().meet.unwrap(), "n1:29500");
-
-        let torchrun = [
-            ("RANK", "3"),
-            ("WORLD_SIZE", "4"),
-            ("LOCAL_RANK", "1"),
-            ("LOCAL_WORLD_SIZE", "2"),
-            ("MASTER_ADDR", "n1"),
-            ("MASTER_PORT", "29500"),
-            ("TORCHELASTIC_USE_AGENT_STORE", "True"),
-        ];
-        let found = find(&torchrun).unwrap().unwrap();
-        assert_eq!((found.starter, place(&found)), (Starter::Torchrun, [3, 4, 1, 2]));
-        assert_eq!(found.meet.unwrap(), "n1:29501");
-
-        let slurm = [
-            ("SLURM_PROCID", "9"),
-            ("SLURM_STEP_NUM_TASKS", "16"),
-            ("SLURM_LOCALID", "1"),
-            ("SLURM_STEP_TASKS_PER_NODE", "8(x2)"),
-            ("SLURM_STEP_NODELIST", "gpu[03-04]"),
-            ("SLURM_JOB_ID", "77"),
-        ];
-        let found = find(&slurm).unwrap().unwrap();
-        assert_eq!((found.starter, place(&found)), (Starter::Slurm, [9, 16, 1, 8]));
-        assert!(found.meet.unwrap().starts_with("gpu03:2"));
-
-        let pmi = [("PMI_RANK", "1"), ("PMI_SIZE", "2"), ("PARENT", "4711")];
-        let found = find(&pmi).unwrap().unwrap();
-        assert_eq!((found.starter, place(&found)), (Starter::Pmi, [1, 2, 1, 2]));
-        assert!(found.meet.unwrap().starts_with("127.0.0.1:2"));
-    }
-
-    #[test]
-    fn nonsense_in_the_environment_is_named() {
-        for (variables, want) in [
-            ([("RANK", "x"), ("WORLD_SIZE", "2")], "RANK is \"x\""),
-            ([("RANK", "2"), ("WORLD_SIZE", "2")], "RANK is 2 and WORLD_SIZE is 2"),
-        ] {
-            assert!(find(&variables).unwrap_err().to_string().contains(want));
-        }
-    }
-
-    #[test]
-    fn slurms_lists_begin_with_their_first_host() {
-        for (list, first) in [
-            ("a", "a"),
-            ("a,b", "a"),
-            ("gpu[03-07,9],login", "gpu03"),
-            ("n[1,3]-ib,x", "n1-ib"),
-            ("rack2n[10-11]", "rack2n10"),
-        ] {
-            assert_eq!(first_host(list), first);
-        }
-    }
-
-    #[test]
-    fn processes_a_machine_are_compared_with_what_was_asked_for() {
-        let found = || find(&OMPI).unwrap();
-        assert_eq!(role(None, None, "-").unwrap(), Role::Alone);
-        assert!(matches!(
-            role(None, Some(3), "-").unwrap(),
-            Role::Spawn { count: 3, first: 0, world: 3, .. }
-        ));
-        assert!(matches!(role(found(), None, "-").unwrap(), Role::Rank(f) if place(&f) == [5, 8, 1, 4]));
-        assert!(matches!(role(found(), Some(4), "-").unwrap(), Role::Rank(f) if place(&f) == [5, 8, 1, 4]));
-        assert!(matches!(role(found(), Some(2), "-").unwrap(), Role::Rank(f) if place(&f) == [3, 4, 1, 2]));
-        assert_eq!(role(found(), Some(1), "-").unwrap(), Role::Leave);
-        let message = role(found(), Some(8), "--gpus").unwrap_err().to_string();
-        assert!(message.contains("--gpus 8") && message.contains("4 were started here"), "{message}");
-        let mut one_a_node = found().unwrap();
-        one_a_node.place = Place { rank: 1, world: 2, local_rank: 0, local_world: 1, host: "h".into() };
-        let Role::Spawn { count, first, world, .. } = role(Some(one_a_node), Some(8), "-").unwrap() else {
-            panic!("it spawns");
-        };
-        assert_eq!((count, first, world), (8, 8, 16));
-        let mut in_turn = found().unwrap();
-        in_turn.place.local_rank = 2;
-        assert!(role(Some(in_turn), Some(2), "-").unwrap_err().to_string().contains("--map-by slot"));
-    }
-}
+mod tests;

@@ -1,16 +1,29 @@
-//! SIGINT, SIGTERM and SIGHUP: while a run trains, the first one asks it to end with a checkpoint, the second ends
+//! SIGINT, SIGTERM, SIGHUP and SIGUSR1: while a run trains, the first one asks it to end with a checkpoint, the second ends
 //! the process; at any other time the first one ends it.
 
 use crate::exit;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// The signals that ask to end. SIGUSR1 is what mpirun passes on without ending anything itself, and what Slurm is told to send
+/// some time before a job's end.
+const ENDING: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGUSR1];
 
 /// The number of the signal that asks training to end; 0 until there is one.
 pub static STOP: AtomicI32 = AtomicI32::new(0);
 
 static TRAINING: AtomicBool = AtomicBool::new(false);
+
+/// See [`before_end`].
+static BEFORE_END: OnceLock<Box<dyn Fn(i32) + Send + Sync>> = OnceLock::new();
+
+/// Has `f` called with the number of the signal that ends this process at once, just before. The first one that is given
+/// stays.
+pub fn before_end(f: impl Fn(i32) + Send + Sync + 'static) {
+    let _ = BEFORE_END.set(Box::new(f));
+}
 
 /// Watches for signals on a thread of its own, and says so if this process `speaks`.
 ///
@@ -18,11 +31,14 @@ static TRAINING: AtomicBool = AtomicBool::new(false);
 /// If the system refuses the handlers.
 pub fn watch(speaks: bool) -> anyhow::Result<()> {
     let ignored = ignored();
-    let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&n| ignored & (1 << (n - 1)) == 0);
+    let wanted = ENDING.into_iter().filter(|&n| ignored & (1 << (n - 1)) == 0);
     let mut signals = Signals::new(wanted).map_err(|e| anyhow::anyhow!("cannot watch for signals: {e}"))?;
     std::thread::spawn(move || {
         for number in signals.forever() {
             if !TRAINING.load(Ordering::SeqCst) || STOP.swap(number, Ordering::SeqCst) != 0 {
+                if let Some(f) = BEFORE_END.get() {
+                    f(number);
+                }
                 std::process::exit(exit::by_signal(number).into());
             }
             if !speaks {
@@ -41,7 +57,7 @@ pub fn watch(speaks: bool) -> anyhow::Result<()> {
 /// If the system refuses the handlers.
 pub fn pass_on() -> anyhow::Result<std::sync::mpsc::Receiver<i32>> {
     let ignored = ignored();
-    let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&n| ignored & (1 << (n - 1)) == 0);
+    let wanted = ENDING.into_iter().filter(|&n| ignored & (1 << (n - 1)) == 0);
     let mut signals = Signals::new(wanted).map_err(|e| anyhow::anyhow!("cannot watch for signals: {e}"))?;
     let (send, receive) = std::sync::mpsc::channel();
     std::thread::spawn(move || signals.forever().take_while(|&n| send.send(n).is_ok()).for_each(drop));

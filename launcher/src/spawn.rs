@@ -4,7 +4,7 @@ use crate::ranks::{LOCAL_RANK, LOCAL_WORLD, MEET, RANK, TOKEN, WORLD};
 use crate::{exit, signals};
 use anyhow::Context;
 use std::net::TcpListener;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::{CommandExt, ExitStatusExt, parent_id};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -22,6 +22,8 @@ pub struct Crew {
     /// `host:port` of rank 0; where it is this machine, found here.
     pub meet: Option<String>,
     pub token: String,
+    /// Whether whatever has started this process ends it with the others of the job, and should not leave it behind.
+    pub started: bool,
 }
 
 /// Starts this program again as each worker and waits for all. The code is 0 if all are done, else the first failure's.
@@ -64,7 +66,7 @@ pub fn run(crew: &Crew) -> anyhow::Result<u8> {
             }
         }
     }
-    Ok(look_after(&mut workers, &passed))
+    Ok(look_after(&mut workers, &passed, crew.started))
 }
 
 fn free_port() -> anyhow::Result<u16> {
@@ -109,7 +111,8 @@ fn code(status: ExitStatus) -> u8 {
     status.code().and_then(|code| u8::try_from(code).ok()).or_else(by_signal).unwrap_or(exit::FAILED)
 }
 
-fn look_after(workers: &mut [Worker], passed: &std::sync::mpsc::Receiver<i32>) -> u8 {
+fn look_after(workers: &mut [Worker], passed: &std::sync::mpsc::Receiver<i32>, started: bool) -> u8 {
+    let parent = parent_id();
     let mut failure: Option<u8> = None;
     // When the others began to have reason to end: not where all were asked to, and one still writes its checkpoint.
     let mut failed: Option<(usize, ExitStatus, Instant)> = None;
@@ -137,6 +140,11 @@ fn look_after(workers: &mut [Worker], passed: &std::sync::mpsc::Receiver<i32>) -
                 said = true;
             }
             workers.iter_mut().filter(|w| w.ended.is_none()).for_each(Worker::kill);
+        }
+        if started && parent_id() != parent {
+            exit::say(&format!("error: process {parent}, which had started the job, is gone"));
+            workers.iter_mut().for_each(Worker::kill);
+            return exit::FAILED;
         }
         std::thread::sleep(PAUSE);
     }

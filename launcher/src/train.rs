@@ -39,6 +39,8 @@ impl job::Train for Training<'_> {
         let outcome = outcome?;
         if group.is_first() {
             writeln!(out, "{}", outcome.summary)?;
+            // Before the others may end: who has started all may end this one then.
+            out.flush()?;
         }
         Ok(match outcome.ending {
             Ending::Finished | Ending::TargetReached => exit::DONE,

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/mlperf");
 
 /// A place with a configuration whose target is reached after a few steps.
-fn place() -> Workplace {
+pub fn place() -> Workplace {
     let place = Workplace::with_corpus();
     let config = TINY
         .replace("steps = 8", "steps = 400\neval_every = 80\ntarget_accuracy = 0.2")
@@ -92,6 +92,30 @@ fn a_run_to_the_target_leaves_a_whole_log() {
     assert!(error.starts_with("first: already holds a run") && error.contains("not resumed"), "{error}");
     place.line("mlperf --config mlperf.toml --run second").done();
     assert_ne!(values(&events(&place.path("second/mllog.txt")), "seed"), values(&log, "seed"));
+}
+
+/// The keys of a log that any number of processes writes alike, with their values.
+fn same_for_all(log: &[Value]) -> Vec<(Value, Value)> {
+    let timed = ["tracked_stats", "submission_platform", "eval_accuracy"];
+    let kept = log.iter().filter(|e| !timed.iter().any(|key| e["key"] == *key));
+    kept.map(|e| (e["key"].clone(), e["value"].clone())).collect()
+}
+
+#[test]
+fn of_several_processes_the_first_one_writes_the_log() {
+    let place = place();
+    place.line("mlperf --config mlperf.toml --run one --seed 5").done();
+    let ran = place.line("mlperf --config mlperf.toml --run two --seed 5 --processes 2");
+    let said = ran.done();
+    assert_eq!(said.matches("target accuracy 0.2 reached").count(), 1, "{said}");
+    let [one, two] = ["one", "two"].map(|run| events(&place.path(run).join("mllog.txt")));
+    assert_eq!(same_for_all(&one), same_for_all(&two));
+    let times: Vec<u64> = two.iter().map(|e| e["time_ms"].as_u64().unwrap()).collect();
+    let opened = at(&two, "seed");
+    assert!(times[opened..].is_sorted(), "{times:?}");
+    // without --seed all have the first one's
+    place.line("mlperf --config mlperf.toml --run drawn --processes 2").done();
+    assert_eq!(values(&events(&place.path("drawn/mllog.txt")), "seed").len(), 1);
 }
 
 #[test]

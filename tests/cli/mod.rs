@@ -5,7 +5,7 @@ mod batches;
 mod end_to_end;
 mod import;
 mod import_model;
-mod mlperf;
+pub mod mlperf;
 mod mlperf_data;
 mod parts;
 mod plan;

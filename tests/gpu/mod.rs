@@ -2,7 +2,9 @@
 //! computed by the CPU. A GPU, where there is one, is tested by kernels/tests/cuda and by the bundle of tools/gpu-bundle.sh.
 
 mod faults;
+mod mlperf;
 mod parity;
+mod predict;
 mod run;
 
 use crate::cli::{Ran, Workplace};

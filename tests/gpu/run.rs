@@ -91,9 +91,24 @@ fn steps_are_timed_and_kernels_listed() {
     let told: Value = serde_json::from_str(&ran.done()).unwrap();
     assert_eq!((told["sequences"].as_u64(), told["tokens"].as_u64()), (Some(3), Some(96)));
     assert!(told["memory_bytes"].as_u64().unwrap() > 100_000);
-    let kernels: Vec<&str> =
-        told["profile"].as_array().unwrap().iter().map(|k| k["kernel"].as_str().unwrap()).collect();
-    assert!(kernels.iter().any(|k| k.starts_with("attention")), "{kernels:?}");
+    // Ops and what no kernel took add up to the step, and what is known of each op's work was counted.
+    let profile = &told["profile"];
+    let ops = profile["ops"].as_array().unwrap();
+    let number = |value: &Value, key: &str| value[key].as_f64().unwrap_or_else(|| panic!("{key} of {value}"));
+    let sum: f64 = ops.iter().map(|op| number(op, "ms")).sum();
+    let step = number(&told, "ms");
+    assert!((sum + number(profile, "in_no_kernel_ms") - step).abs() < 1e-6 * step, "{told:#}");
+    let op = |name: &str| {
+        let starts = |op: &&Value| op["op"].as_str().unwrap().starts_with(name);
+        ops.iter().find(starts).unwrap_or_else(|| panic!("no {name} in {profile:#}"))
+    };
+    for name in ["attention_forward", "attention_backward", "linear_wgrad 96 x "] {
+        assert!(number(op(name), "flops") > 0.0 && number(op(name), "bytes") > 0.0, "{name}");
+    }
+    assert!(number(op("clear"), "bytes") >= 4.0 * number(&told, "parameters"));
+    for op in ops.iter().filter(|op| number(op, "bytes") > 0.0 && number(op, "ms") > 0.0) {
+        assert!(number(op, "share_of_bound") > 0.0 && op["bound"].is_string(), "{op}");
+    }
     let cpu = place
         .line("bench --config tiny.toml --set model.vocab_size=100 --steps 2 --batch 3 --lengths mlperf")
         .done();

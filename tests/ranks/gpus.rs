@@ -1,6 +1,6 @@
 //! Several GPUs, on the emulator: a process for each, NCCL between them.
 
-use super::faults::{ENDLESS, Job, errors, send};
+use super::job::{ENDLESS, Job, errors, mpirun, mpirun_is_there, one_error, send};
 use super::numbers::{alike, copy};
 use super::{metric, model, place};
 use crate::cli::{Ran, Workplace};
@@ -68,6 +68,63 @@ fn a_checkpoint_of_two_gpus_goes_on_with_one() {
 }
 
 #[test]
+fn a_checkpoint_of_one_gpu_goes_on_with_three() {
+    let place = place();
+    let line = "--set train.precision=f32";
+    let Some(ran) = train(&place, "one", &format!("{line} --gpus 1"), "1") else { return };
+    ran.done();
+    copy(&place, "one", "more");
+    std::fs::remove_dir_all(place.path("more").join("checkpoints/step-00000010")).unwrap();
+    std::fs::remove_dir_all(place.path("more").join("model")).unwrap();
+    train(&place, "more", &format!("{line} --gpus 3 --resume"), "3").unwrap().done();
+    alike(&place, "one", "more");
+}
+
+/// Built with MPI or without: NCCL is what GPUs talk over, and who is not needed leaves.
+#[test]
+fn what_mpirun_starts_takes_its_gpus() {
+    let place = place();
+    let line = "--set train.precision=f32 --gpus 2";
+    let Some(ran) = train(&place, "own", line, "2") else { return };
+    ran.done();
+    if !mpirun_is_there() {
+        return;
+    }
+    for (run, processes) in [("each", 2), ("surplus", 3), ("spawned", 1)] {
+        let launcher = env!("CARGO_BIN_EXE_launcher");
+        let options = format!("-n {processes} {launcher} --config ranks.toml --run {run} {line}");
+        let mut command = mpirun(&place, &options.split_whitespace().collect::<Vec<_>>());
+        command.env("LD_LIBRARY_PATH", emulator::LIBRARIES).env("XDG_CACHE_HOME", place.path("caches"));
+        let output = command.env("EMULATOR_DEVICES", "2").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && said.contains("2 GPUs over NCCL 2."), "{said}");
+        assert!(model(&place, "own") == model(&place, run), "{run}");
+    }
+}
+
+#[test]
+fn a_network_that_stops_ends_all_with_one_message() {
+    let place = place();
+    let stuck = [("EMULATOR_DEVICES", "2"), ("EMULATOR_NCCL_HANG", "1:40")];
+    let line = "--config ranks.toml --gpus 2 --set ranks.hang_seconds=3";
+    let Some(ran) = emulated(&place, line, &stuck) else { return };
+    let error = one_error(&ran.stderr);
+    assert!(error.contains("all ranks have waited for each other for 3 s"), "{error}");
+}
+
+#[test]
+fn graphs_of_several_gpus_are_told_to_be_off() {
+    let place = place();
+    let line = "--set train.graph=true --steps 2";
+    let remark = "train.graph: only a single process";
+    for (run, gpus, told) in [("one", "1", false), ("two", "2", true)] {
+        let Some(ran) = train(&place, run, &format!("{line} --gpus {gpus}"), gpus) else { return };
+        assert_eq!(ran.stderr.contains(remark), told, "{}", ran.stderr);
+        ran.done();
+    }
+}
+
+#[test]
 fn too_few_gpus_are_told_with_both_numbers() {
     let place = place();
     let Some(ran) = train(&place, "run", "--gpus 4", "2") else { return };
@@ -98,7 +155,6 @@ fn a_gpu_that_fails_or_a_process_that_is_killed_ends_all_with_one_message() {
         send("KILL", job.workers()[victim]);
         let (code, said) = job.end();
         assert!(code.is_some_and(|code| code != 0), "{code:?}");
-        let errors = errors(&said);
-        assert!(errors.len() == 1 && errors[0].contains(&format!("rank {victim} on ")), "{said}");
+        assert!(one_error(&said).contains(&format!("rank {victim} on ")), "{said}");
     }
 }

@@ -2,8 +2,12 @@
 
 mod faults;
 mod gpus;
+mod job;
+mod mlperf;
 mod mpirun;
+mod mpirun_faults;
 mod numbers;
+mod refusals;
 
 use crate::cli::{Ran, Workplace};
 use std::path::Path;

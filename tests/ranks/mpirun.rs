@@ -1,33 +1,19 @@
 //! What mpirun starts: the same through its variables, and through its library where this build has it.
 
-use super::{metric, model, place, train};
+use super::job::{mpirun_is_there, one_error};
+use super::{job, metric, model, place, train};
 use crate::cli::{Ran, Workplace};
-use std::process::{Command, Stdio};
 
-/// Whether there is an mpirun to test with.
-fn is_there() -> bool {
-    let found = Command::new("mpirun").arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    if found.is_ok_and(|status| status.success()) {
-        return true;
-    }
-    assert!(std::env::var_os("REQUIRE_MPI").is_none(), "REQUIRE_MPI is set and there is no mpirun");
-    eprintln!("skipped: no mpirun");
-    false
-}
-
-fn mpirun(place: &Workplace, args: &str) -> Ran {
-    let mut command = Command::new("mpirun");
+pub(super) fn mpirun(place: &Workplace, args: &str) -> Ran {
     let line = args.replace("LAUNCHER", env!("CARGO_BIN_EXE_launcher"));
-    command.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]);
-    command.args(line.split_whitespace()).current_dir(place.path("")).stdin(Stdio::null());
-    let output = command.output().unwrap();
+    let output = job::mpirun(place, &line.split_whitespace().collect::<Vec<_>>()).output().unwrap();
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     Ran { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
 }
 
 #[test]
 fn mpirun_computes_what_our_own_workers_do() {
-    if !is_there() {
+    if !mpirun_is_there() {
         return;
     }
     let place = place();
@@ -47,7 +33,7 @@ fn mpirun_computes_what_our_own_workers_do() {
 
 #[test]
 fn one_process_a_machine_starts_the_others() {
-    if !is_there() {
+    if !mpirun_is_there() {
         return;
     }
     let place = place();
@@ -61,15 +47,16 @@ fn one_process_a_machine_starts_the_others() {
         "{}",
         said.stderr
     );
-    if !cfg!(feature = "mpi") {
-        mpirun(&place, "-n 3 LAUNCHER --config ranks.toml --run fewer --processes 2").done();
-        assert!(model(&place, "own") == model(&place, "fewer"));
-    }
+    // One leaves. Over MPI all would have to take part.
+    let said = mpirun(&place, "-n 3 LAUNCHER --config ranks.toml --run fewer --processes 2");
+    assert!(said.stderr.contains("2 processes over TCP"), "{}", said.stderr);
+    said.done();
+    assert!(model(&place, "own") == model(&place, "fewer"));
 }
 
 #[test]
 fn ranks_that_differ_are_refused() {
-    if !is_there() {
+    if !mpirun_is_there() {
         return;
     }
     let place = place();
@@ -77,8 +64,8 @@ fn ranks_that_differ_are_refused() {
         &place,
         "-n 1 LAUNCHER --config ranks.toml : -n 1 LAUNCHER --config ranks.toml --set schedule.lr=0.5",
     );
-    let errors: Vec<&str> = said.stderr.lines().filter(|line| line.contains("error:")).collect();
-    assert!(said.code != Some(0) && errors.len() == 1, "{}", said.stderr);
-    assert!(errors[0].contains("rank 1 on ") && errors[0].contains("another configuration"), "{}", errors[0]);
+    let error = one_error(&said.stderr);
+    assert!(said.code != Some(0), "{}", said.stderr);
+    assert!(error.contains("rank 1 on ") && error.contains("another configuration"), "{error}");
     assert!(!place.path("run").exists());
 }

@@ -221,8 +221,11 @@ pub struct RanksConfig {
     /// Whether gradients are clipped `after` they are summed over processes, or each process's own `before`; MLPerf allows
     /// both.
     pub clip: ClipOrder,
-    /// How long the processes wait for each other at the start, in seconds.
+    /// How long the processes wait for each other until the first step is done, in seconds.
     pub start_seconds: u64,
+    /// How long they wait for one in later steps before it is taken for hung, in seconds; ten times its longest work so far
+    /// if that is more. Without any sign of life, half as long.
+    pub hang_seconds: u64,
 }
 
 impl Default for RanksConfig {
@@ -233,6 +236,7 @@ impl Default for RanksConfig {
             gradients: GradientWire::F32,
             clip: ClipOrder::After,
             start_seconds: 120,
+            hang_seconds: 20,
         }
     }
 }

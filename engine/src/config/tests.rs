@@ -226,6 +226,7 @@ fn invalid_values_are_named_with_the_remedy() {
             &["model.hidden=100"][..],
             "model.hidden: 100 is not divisible by model.heads = 12; the nearest valid value is 96",
         ),
+        (&["ranks.hang_seconds=1"], "ranks.hang_seconds: 1 is too small; the smallest valid value is 2"),
         (
             &["model.hidden=36"],
             "model.hidden: 36 gives heads of odd size 3 with model.heads = 12; the nearest valid value is 24",

@@ -1,8 +1,8 @@
 //! What a configuration must fulfil before anything is done with it.
 
 use super::{
-    Config, DataConfig, Masking, ModelConfig, OptimizerConfig, PrepareConfig, Recipe, ScheduleConfig,
-    ScheduleKind, Split, TrainConfig,
+    Config, DataConfig, Masking, ModelConfig, OptimizerConfig, PrepareConfig, RanksConfig, Recipe,
+    ScheduleConfig, ScheduleKind, Split, TrainConfig,
 };
 use crate::{Error, Result};
 use std::ops::RangeInclusive;
@@ -43,6 +43,7 @@ impl Config {
         self.train.validate()?;
         self.optimizer.validate()?;
         self.schedule.validate()?;
+        self.ranks.validate()?;
         self.agree()
     }
 
@@ -310,6 +311,15 @@ impl OptimizerConfig {
         positive("optimizer.eps", self.eps)?;
         not_negative("optimizer.weight_decay", self.weight_decay)?;
         not_negative("optimizer.clip_norm", self.clip_norm)
+    }
+}
+
+impl RanksConfig {
+    /// A day is more than anyone waits.
+    fn validate(&self) -> Result<()> {
+        const DAY: u64 = 86_400;
+        within("ranks.start_seconds", self.start_seconds, 1..=DAY)?;
+        within("ranks.hang_seconds", self.hang_seconds, 2..=DAY)
     }
 }
 

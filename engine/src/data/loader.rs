@@ -60,7 +60,7 @@ pub struct GlobalBatch {
 
 /// An endless supply of batches.
 pub struct Loader {
-    batches: Option<Receiver<GlobalBatch>>,
+    batches: Option<Receiver<Result<GlobalBatch>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -74,7 +74,15 @@ impl Loader {
         check(&dataset, &config, state)?;
         let (send, batches) = sync_channel(PREFETCH);
         let mut maker = Maker { masker: Masker::new(&dataset), dataset, config, state };
-        let run = move || while send.send(maker.next()).is_ok() {};
+        let run = move || {
+            loop {
+                let batch = maker.next();
+                let last = batch.is_err();
+                if send.send(batch).is_err() || last {
+                    break;
+                }
+            }
+        };
         let thread = std::thread::Builder::new()
             .name("loader".into())
             .spawn(run)
@@ -83,10 +91,14 @@ impl Loader {
     }
 
     /// The next batch.
+    ///
+    /// # Errors
+    /// A sequence of it is damaged.
     #[allow(clippy::should_implement_trait, reason = "never ends, and fails only once")]
     pub fn next(&mut self) -> Result<GlobalBatch> {
         let batch = self.batches.as_ref().and_then(|batches| batches.recv().ok());
-        batch.ok_or_else(|| Error::Training("the loader's thread ended; see the message above".into()))
+        let ended = || Error::Training("the loader's thread ended; see the message above".into());
+        batch.unwrap_or_else(|| Err(ended()))
     }
 }
 
@@ -158,7 +170,7 @@ struct Maker {
 }
 
 impl Maker {
-    fn next(&mut self) -> GlobalBatch {
+    fn next(&mut self) -> Result<GlobalBatch> {
         let mut batch = GlobalBatch {
             micro: Vec::new(),
             mlm_total: 0,
@@ -172,7 +184,7 @@ impl Maker {
         let mut order = Permutation::new(len, step_key(self.config.seed, self.state.epoch));
         loop {
             let pick = (self.state.epoch, order.get(self.state.cursor) as usize);
-            let sequence = self.dataset.get(pick.1);
+            let sequence = self.dataset.get(pick.1)?;
             let tokens = sequence.tokens.len();
             let LoaderConfig { batch_sequences, batch_tokens, .. } = self.config;
             let full = if batch_tokens > 0 {
@@ -199,18 +211,18 @@ impl Maker {
         let ranks = deal(&lengths, self.config.world);
         let slots: Vec<u32> =
             (0..picks.len() as u32).filter(|&slot| ranks[slot as usize] == self.config.rank).collect();
-        batch.micro = self.micro_batches(&picks, &slots);
-        batch
+        batch.micro = self.micro_batches(&picks, &slots)?;
+        Ok(batch)
     }
 
     /// Successive parts of this rank's sequences, those at `slots` of the global batch: of equal counts, or of about equal
     /// tokens for a token budget.
-    fn micro_batches(&self, picks: &[Pick], slots: &[u32]) -> Vec<Batch> {
-        let sequences: Vec<Sequence> = slots
-            .iter()
-            .map(|&slot| picks[slot as usize])
-            .map(|(epoch, i)| self.masker.train(&self.dataset.get(i), self.config.seed, epoch, i as u64))
-            .collect();
+    fn micro_batches(&self, picks: &[Pick], slots: &[u32]) -> Result<Vec<Batch>> {
+        let masked = |(epoch, i): Pick| {
+            Ok(self.masker.train(&self.dataset.get(i)?, self.config.seed, epoch, i as u64))
+        };
+        let sequences =
+            slots.iter().map(|&slot| masked(picks[slot as usize])).collect::<Result<Vec<Sequence>>>()?;
         let weight = |s: &Sequence| if self.config.batch_tokens > 0 { s.tokens.len() } else { 1 };
         let total: usize = sequences.iter().map(weight).sum();
         let parts = self.config.accumulation;
@@ -225,15 +237,13 @@ impl Maker {
             })
             .collect();
         let mut start = 0;
-        part_of
-            .chunk_by(|a, b| a == b)
-            .map(|part| {
-                let range = start..start + part.len();
-                start += part.len();
-                let slots = slots[range.clone()].iter().copied();
-                Batch::pack_slots(&sequences[range], slots, self.config.max_positions as u32)
-            })
-            .collect()
+        let batches = part_of.chunk_by(|a, b| a == b).map(|part| {
+            let range = start..start + part.len();
+            start += part.len();
+            let slots = slots[range.clone()].iter().copied();
+            Batch::pack_slots(&sequences[range], slots, self.config.max_positions as u32)
+        });
+        Ok(batches.collect())
     }
 }
 
@@ -242,7 +252,7 @@ impl Maker {
 /// number.
 ///
 /// # Errors
-/// The first item is an error if a sequence is longer than `max_positions`.
+/// The first item is an error if a sequence is longer than `max_positions`; an item is one if a sequence of it is damaged.
 pub fn eval_batches(
     dataset: &Dataset,
     sequences: usize,
@@ -257,12 +267,11 @@ pub fn eval_batches(
     let batches =
         (0..end).step_by(batch_sequences.max(1)).skip(part.0).step_by(part.1.max(1)).map(move |first| {
             let last = (first + batch_sequences.max(1)).min(count);
-            let batch: Vec<Sequence> = (first..last)
-                .map(|k| {
-                    let i = (k as u128 * dataset.len() as u128 / count as u128) as usize;
-                    masker.eval(&dataset.get(i), i as u64)
-                })
-                .collect();
+            let masked = |k| {
+                let i = (k as u128 * dataset.len() as u128 / count as u128) as usize;
+                Ok(masker.eval(&dataset.get(i)?, i as u64))
+            };
+            let batch = (first..last).map(masked).collect::<Result<Vec<Sequence>>>()?;
             Ok(Batch::pack(&batch, first as u32, max_positions as u32))
         });
     error.map(Err).into_iter().chain(batches)

@@ -1,83 +1,21 @@
-//! How the processes of a job watch each other. Each has a connection to rank 0, over which it says every second that it is
-//! alive and whether it waits. Whoever dies, falls silent or keeps all others waiting ends the job with one message.
+//! How the processes of a job watch each other. Each has a connection to rank 0, over which it says that it is alive and whether
+//! it waits. Whoever dies, falls silent or keeps all others waiting ends the job with one message.
 
+use super::activity::{Activity, Beat, Busy, Hung, Limits, hung, lock};
 use super::rendezvous::{receive, send};
 use super::{Meeting, Place};
 use crate::Error;
 use serde::{Deserialize, Serialize};
 use std::io::{BufReader, ErrorKind};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Between two signs of life.
-const BEAT: Duration = Duration::from_secs(1);
-/// A process that is silent for so long is taken for hung.
-const SILENCE: Duration = Duration::from_secs(10);
-/// A process that keeps the others waiting for so long, and ten times as long as ever before, is taken for hung.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// How long the cause of a failure may take to be known.
 const CAUSE: Duration = Duration::from_secs(5);
-
-/// What a process does, for the others to see.
-#[derive(Debug)]
-pub struct Activity {
-    begun: Instant,
-    /// Milliseconds since `begun` plus 1 when the present wait began; 0 if it does not wait.
-    waiting: AtomicU64,
-    /// When the present work began, likewise.
-    working: AtomicU64,
-    /// Things that only this process does and that may take long.
-    busy: AtomicU32,
-    /// The longest stretch of work between two waits, in milliseconds.
-    longest: AtomicU64,
-}
-
-impl Activity {
-    fn new() -> Self {
-        let zero = || AtomicU64::new(0);
-        let begun = Instant::now();
-        Self { begun, waiting: zero(), working: AtomicU64::new(1), busy: AtomicU32::new(0), longest: zero() }
-    }
-
-    fn now(&self) -> u64 {
-        self.begun.elapsed().as_millis() as u64 + 1
-    }
-
-    /// This process waits for others from now on.
-    pub fn wait_begins(&self) {
-        let now = self.now();
-        let work = now.saturating_sub(self.working.swap(0, SeqCst));
-        self.longest.fetch_max(work, SeqCst);
-        self.waiting.store(now, SeqCst);
-    }
-
-    /// It works again.
-    pub fn wait_ends(&self) {
-        self.waiting.store(0, SeqCst);
-        self.working.store(self.now(), SeqCst);
-    }
-
-    fn beat(&self) -> Beat {
-        let since = |at: u64| if at == 0 { 0 } else { self.now().saturating_sub(at) + 1 };
-        Beat {
-            waiting: since(self.waiting.load(SeqCst)),
-            working: since(self.working.load(SeqCst)),
-            busy: self.busy.load(SeqCst) > 0,
-            longest: self.longest.load(SeqCst),
-        }
-    }
-}
-
-/// A sign of life; times in milliseconds.
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
-struct Beat {
-    waiting: u64,
-    working: u64,
-    busy: bool,
-    longest: u64,
-}
+/// What a process that ends without a word leaves the one that speaks: who starts them may end all when one ends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Serialize, Deserialize)]
 enum Message {
@@ -86,13 +24,20 @@ enum Message {
     Failed(String),
     /// From rank 0: the job ends.
     Abort(String),
+    /// A signal of this number ends the sender at once, and with it the job: no failure.
+    Interrupted(i32),
     /// The sender has nothing left to do.
     Done,
 }
 
-/// Called once when the job has failed, with the message and whether this process is the one to say it. It should not
-/// return.
-pub type Failure = Box<dyn Fn(&str, bool) + Send + Sync>;
+/// How a process ends because of another one, or because of an error of its own.
+pub trait End: Send + Sync {
+    /// Tells the user why; in one process of a job only.
+    fn say(&self, why: &str);
+    /// Ends this process: because of a failure, or of a signal of this number that has ended another one. It should not
+    /// return.
+    fn leave(&self, signal: Option<i32>);
+}
 
 struct Shared {
     place: Place,
@@ -105,26 +50,24 @@ struct Shared {
     /// Nothing that happens from now on matters.
     over: AtomicBool,
     failed: AtomicBool,
-    on_failure: Failure,
+    /// Whether rank 0 has nothing left to do.
+    first_done: Mutex<bool>,
+    heard: Condvar,
+    limits: Limits,
+    own: Mutex<OwnBeats>,
+    end: Box<dyn End>,
+}
+
+/// When this process has last said that it is alive, and when it went on after it had not for long.
+struct OwnBeats {
+    last: Instant,
+    resumed: Option<Instant>,
 }
 
 /// This process's side of the watch.
+#[derive(Clone)]
 pub struct Control {
     shared: Arc<Shared>,
-}
-
-/// While it exists, this process may let the others wait.
-pub struct Busy(Arc<Activity>);
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.working.store(self.0.now(), SeqCst);
-        self.0.busy.fetch_sub(1, SeqCst);
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Control {
@@ -132,7 +75,12 @@ impl Control {
     ///
     /// # Errors
     /// If the system has no thread or file left.
-    pub fn start(place: &Place, meeting: &mut Meeting, on_failure: Failure) -> std::io::Result<Self> {
+    pub fn start(
+        place: &Place,
+        meeting: &mut Meeting,
+        limits: Limits,
+        end: Box<dyn End>,
+    ) -> std::io::Result<Self> {
         let control = std::mem::take(&mut meeting.control);
         let mut streams = Vec::new();
         for reader in &control {
@@ -147,11 +95,15 @@ impl Control {
             beats: Mutex::new(vec![Beat::default(); place.world]),
             over: AtomicBool::new(false),
             failed: AtomicBool::new(false),
-            on_failure,
+            first_done: Mutex::new(false),
+            heard: Condvar::new(),
+            limits,
+            own: Mutex::new(OwnBeats { last: Instant::now(), resumed: None }),
+            end,
         });
         for (rank, reader) in control.into_iter().enumerate() {
             if let Some(reader) = reader {
-                reader.get_ref().set_read_timeout(Some(SILENCE))?;
+                reader.get_ref().set_read_timeout(Some(limits.silence()))?;
                 let shared = shared.clone();
                 spawn("control reader", move || shared.listen(rank, reader))?;
             }
@@ -168,8 +120,17 @@ impl Control {
 
     /// Says that this process does something alone, for which the others may wait as long as it takes.
     pub fn busy(&self) -> Busy {
-        self.shared.activity.busy.fetch_add(1, SeqCst);
-        Busy(self.shared.activity.clone())
+        Busy::new(self.shared.activity.clone())
+    }
+
+    /// Says that a step is done: from now on the others wait for this process as long as for a step.
+    pub fn step_done(&self) {
+        self.shared.activity.step_done();
+    }
+
+    /// This process among those of its machine.
+    pub fn local_rank(&self) -> usize {
+        self.shared.place.local_rank
     }
 
     /// Number of processes on this machine.
@@ -199,12 +160,29 @@ impl Control {
         }
     }
 
-    /// This process is done: the others may go.
-    pub fn finish(&self) {
-        self.shared.over.store(true, SeqCst);
-        for rank in 0..self.shared.streams.len() {
-            self.shared.send(rank, &Message::Done);
+    /// Ends the job because a signal ends this process at once. That is no failure, and nothing is said.
+    pub fn interrupt(&self, signal: i32) {
+        let shared = &self.shared;
+        if !shared.is_over() && !shared.failed.swap(true, SeqCst) {
+            shared.over.store(true, SeqCst);
+            shared.send_all(&Message::Interrupted(signal));
         }
+    }
+
+    /// This process is done. All end when rank 0 has nothing left to do: who starts them may take one that ends before, by a
+    /// signal say, as a reason to end the others.
+    pub fn finish(&self) {
+        let shared = &self.shared;
+        if shared.place.rank == 0 {
+            shared.over.store(true, SeqCst);
+            return shared.send_all(&Message::Done);
+        }
+        shared.send(0, &Message::Done);
+        let mut done = lock(&shared.first_done);
+        while !*done {
+            done = shared.heard.wait(done).unwrap_or_else(PoisonError::into_inner);
+        }
+        shared.over.store(true, SeqCst);
     }
 }
 
@@ -228,60 +206,101 @@ impl Shared {
         }
     }
 
-    /// Once: what the launcher does about it.
+    fn send_all(&self, message: &Message) {
+        (0..self.streams.len()).for_each(|rank| self.send(rank, message));
+    }
+
+    /// Once: ends this process.
     fn fail(&self, message: &str, speaks: bool) {
         if !self.failed.swap(true, SeqCst) {
             self.over.store(true, SeqCst);
-            (self.on_failure)(message, speaks);
+            if speaks {
+                self.end.say(message);
+            }
+            if self.place.rank == 0 {
+                // After the message: what starts the processes may end this one when it sees another end.
+                self.send_all(&Message::Abort(message.to_owned()));
+            }
+            self.end.leave(None);
         }
     }
 
     /// Rank 0: ends the job.
     fn abort(&self, message: &str) {
         if !self.is_over() {
-            for rank in 1..self.streams.len() {
-                self.send(rank, &Message::Abort(message.to_owned()));
-            }
             self.fail(message, true);
         }
     }
 
-    /// Something is wrong with another rank. Rank 0 ends the job; without it each ends by itself, and rank 1 speaks.
+    /// A signal has ended another rank.
+    fn interrupted(&self, signal: i32) {
+        if !self.is_over() && !self.failed.swap(true, SeqCst) {
+            self.over.store(true, SeqCst);
+            if self.place.rank == 0 {
+                self.send_all(&Message::Interrupted(signal));
+            }
+            self.end.leave(Some(signal));
+        }
+    }
+
+    /// Something is wrong with another rank. Rank 0 ends the job; without it each ends by itself, and the first one speaks that
+    /// is on another machine, if there is any: rank 0's may be lost as a whole.
     fn lost(&self, what: &str) {
         if self.is_over() {
             return;
         }
-        if self.place.rank == 0 { self.abort(what) } else { self.fail(what, self.place.rank == 1) }
+        let elsewhere = self.hosts.iter().position(|host| *host != self.hosts[0]);
+        let speaks = [0, elsewhere.unwrap_or(1)].contains(&self.place.rank) && !self.was_stopped();
+        if !speaks {
+            std::thread::sleep(LAST_WORDS);
+        }
+        self.fail(what, speaks);
+    }
+
+    /// Whether this process itself did not run until just now, so that what it misses may be because of that.
+    fn was_stopped(&self) -> bool {
+        let own = lock(&self.own);
+        own.last.elapsed() > self.limits.silence() || own.resumed.is_some_and(|at| at.elapsed() < CAUSE)
+    }
+
+    fn note_beat(&self) {
+        let mut own = lock(&self.own);
+        let now = Instant::now();
+        if now.duration_since(own.last) > self.limits.silence() {
+            own.resumed = Some(now);
+        }
+        own.last = now;
     }
 
     fn keep_beating(&self) {
         while !self.is_over() {
+            self.note_beat();
             let beat = self.activity.beat();
             for rank in 0..self.streams.len() {
                 self.send(rank, &Message::Beat(beat));
             }
             lock(&self.beats)[self.place.rank] = beat;
             if self.place.rank == 0
-                && let Some(rank) = self.hung()
+                && !self.was_stopped()
+                && let Some(hung) = hung(&lock(&self.beats), &self.limits)
             {
-                let seconds = lock(&self.beats)[rank].working / 1000;
-                self.abort(&format!(
-                    "{} hangs: the others have waited for it for {seconds} s",
-                    self.name(rank)
-                ));
+                self.abort(&self.words(hung));
             }
-            std::thread::sleep(BEAT);
+            std::thread::sleep(self.limits.beat());
         }
     }
 
-    /// A rank that works while others wait, much longer than any stretch of work so far.
-    fn hung(&self) -> Option<usize> {
-        let beats = lock(&self.beats);
-        let longest = beats.iter().map(|b| b.longest).max().unwrap_or(0);
-        let patience = (PATIENCE.as_millis() as u64).max(10 * longest);
-        let waits = beats.iter().any(|b| b.waiting > patience);
-        let first_step = longest == 0;
-        (0..beats.len()).find(|&r| waits && !first_step && !beats[r].busy && beats[r].working > patience)
+    fn words(&self, hung: Hung) -> String {
+        match hung {
+            Hung::One { rank, seconds } => {
+                format!("{} hangs: the others have waited for it for {seconds} s", self.name(rank))
+            }
+            Hung::All { last, seconds } => format!(
+                "all ranks have waited for each other for {seconds} s, last {}: a device or the network between them \
+                 hangs",
+                self.name(last)
+            ),
+        }
     }
 
     fn listen(&self, rank: usize, mut reader: BufReader<TcpStream>) {
@@ -290,10 +309,17 @@ impl Shared {
                 Ok(Some(Message::Beat(beat))) => lock(&self.beats)[rank] = beat,
                 Ok(Some(Message::Failed(message))) => self.abort(&message),
                 Ok(Some(Message::Abort(message))) => self.fail(&message, false),
-                Ok(Some(Message::Done)) => return,
+                Ok(Some(Message::Interrupted(signal))) => self.interrupted(signal),
+                Ok(Some(Message::Done)) => {
+                    *lock(&self.first_done) |= rank == 0;
+                    return self.heard.notify_all();
+                }
                 Ok(None) => return self.lost(&format!("{} died: its connection closed", self.name(rank))),
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                    let seconds = SILENCE.as_secs();
+                    if self.was_stopped() {
+                        continue;
+                    }
+                    let seconds = self.limits.silence().as_secs_f64();
                     return self.lost(&format!("{} hangs: no sign of life for {seconds} s", self.name(rank)));
                 }
                 Err(e) => return self.lost(&format!("{} died: {e}", self.name(rank))),

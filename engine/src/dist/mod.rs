@@ -1,12 +1,16 @@
 //! Several processes that train one model: how they find each other, what they reduce and when, how one failure ends all.
 
+mod activity;
 mod buckets;
 mod control;
+mod program;
 mod rendezvous;
 mod watched;
 
+pub use activity::{Busy, Limits, Waiting};
 pub use buckets::Buckets;
-pub use control::{Control, Failure};
+pub use control::{Control, End};
+pub use program::program;
 pub use rendezvous::{Meeting, meet};
 
 use crate::{Error, Result};
@@ -66,11 +70,13 @@ impl<B: Backend> Group<B> {
 
     /// Waits for the device, on which work of this process may wait for the others.
     pub fn wait<R>(&self, f: impl FnOnce() -> R) -> R {
-        let activity = self.control.as_ref().map(Control::activity);
-        activity.iter().for_each(|a| a.wait_begins());
-        let result = f();
-        activity.iter().for_each(|a| a.wait_ends());
-        result
+        let _waiting = self.waits();
+        f()
+    }
+
+    /// Until what is returned goes, this process may wait for the others.
+    pub fn waits(&self) -> Option<Waiting> {
+        self.control.as_ref().map(|control| Waiting::new(control.activity()))
     }
 
     /// Bytes of rank 0, of any number, on all ranks.

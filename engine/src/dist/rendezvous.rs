@@ -1,7 +1,7 @@
 //! How the processes of a job find each other: rank 0 listens at an address that all know, the others tell it who they are,
 //! and it tells everyone who is where. A token keeps two jobs on one address apart.
 
-use super::Place;
+use super::{Place, program};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -19,6 +19,7 @@ const LONGEST: u64 = 1 << 20;
 #[derive(Debug, Serialize, Deserialize)]
 struct Hello {
     token: String,
+    /// What [`program`] says.
     version: String,
     rank: usize,
     world: usize,
@@ -35,9 +36,8 @@ enum Answer {
     },
     /// Of another job: it may be over soon.
     AnotherJob,
-    Refused {
-        why: String,
-    },
+    /// The job cannot start; rank 0 says why.
+    Refused,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -56,24 +56,31 @@ pub struct Meeting {
     pub data: Vec<Option<TcpStream>>,
 }
 
-/// Meets the other ranks at `address` (`host:port`, of rank 0). With `data`, also connects each with each.
+/// Meets the other ranks at `address` (`host:port`, of rank 0). With `data`, also connects each with each. None where rank 0
+/// gives up, and says why.
 ///
 /// # Errors
 /// If not all are there within `deadline`: the message says which are missing. An address that is taken or cannot be
-/// resolved; a process of another version, or with another number of ranks.
-pub fn meet(place: &Place, address: &str, token: &str, data: bool, deadline: Duration) -> Result<Meeting> {
+/// resolved; a process of another program, or with another number of ranks.
+pub fn meet(
+    place: &Place,
+    address: &str,
+    token: &str,
+    data: bool,
+    deadline: Duration,
+) -> Result<Option<Meeting>> {
     let end = Instant::now() + deadline;
     let failed =
         |what: &str, e: &std::io::Error| Error::Training(format!("{}: cannot {what}: {e}", place.name()));
     let listener = TcpListener::bind(("0.0.0.0", 0)).map_err(|e| failed("listen for other ranks", &e))?;
     let port = listener.local_addr().map_err(|e| failed("listen for other ranks", &e))?.port();
-    let (control, peers) = if place.rank == 0 {
-        gather(place, address, token, port, end)?
-    } else {
-        report(place, address, token, port, end)?
+    let met = match place.rank {
+        0 => Some(gather(place, address, token, port, end)?),
+        _ => report(place, address, token, port, end)?,
     };
+    let Some((control, peers)) = met else { return Ok(None) };
     let data = if data { connect_all(place, &peers, &listener, token, end)? } else { Vec::new() };
-    Ok(Meeting { hosts: peers.into_iter().map(|p| p.host).collect(), control, data })
+    Ok(Some(Meeting { hosts: peers.into_iter().map(|p| p.host).collect(), control, data }))
 }
 
 fn error(what: String) -> Error {
@@ -136,16 +143,18 @@ fn gather(
         if Instant::now() >= end {
             let missing: Vec<String> =
                 (0..place.world).filter(|&r| peers[r].is_none()).map(|r| r.to_string()).collect();
-            return Err(error(format!(
+            let why = format!(
                 "waited at {address} for {} ranks and never heard of {}: were they started, and can they reach {}?",
                 place.world,
                 missing.join(", "),
                 place.host
-            )));
+            );
+            return Err(refuse(&streams, why));
         }
         match listener.accept() {
             Ok((stream, from)) => {
-                if let Some((hello, reader)) = welcome(place, token, stream, &peers)? {
+                let heard = welcome(place, token, stream, &peers).map_err(|why| refuse(&streams, why))?;
+                if let Some((hello, reader)) = heard {
                     let address = SocketAddr::new(from.ip(), hello.port);
                     peers[hello.rank] = Some(Peer { host: hello.host, address });
                     streams[hello.rank] = Some(reader);
@@ -167,13 +176,21 @@ fn gather(
     Ok((streams, peers))
 }
 
-/// Hears a process that has connected. None if it is not one of this job, which it is told.
+/// Tells those who are there that nothing comes of it.
+fn refuse(streams: &Streams, why: String) -> Error {
+    for reader in streams.iter().flatten() {
+        let _ = send(reader.get_ref(), &Answer::Refused);
+    }
+    error(why)
+}
+
+/// Hears a process that has connected. None if it is not one of this job, which it is told; or why it cannot be one.
 fn welcome(
     place: &Place,
     token: &str,
     stream: TcpStream,
     peers: &[Option<Peer>],
-) -> Result<Option<(Hello, BufReader<TcpStream>)>> {
+) -> std::result::Result<Option<(Hello, BufReader<TcpStream>)>, String> {
     let ready = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(ANSWER)));
     let mut reader = BufReader::new(stream);
     let Ok(Some(hello)) = ready.and_then(|()| receive::<Hello>(&mut reader)) else {
@@ -183,11 +200,11 @@ fn welcome(
         let _ = send(reader.get_ref(), &Answer::AnotherJob);
         return Ok(None);
     }
-    let version = env!("CARGO_PKG_VERSION");
+    let version = program();
     let name = format!("rank {} on {}", hello.rank, hello.host);
     let why = if hello.version != version {
         format!(
-            "{name} runs version {}, rank 0 version {version}; use the same program on all machines",
+            "{name} runs program {}, rank 0 program {version}; use the same program on all machines",
             hello.version
         )
     } else if hello.world != place.world {
@@ -199,8 +216,8 @@ fn welcome(
     } else {
         return Ok(Some((hello, reader)));
     };
-    let _ = send(reader.get_ref(), &Answer::Refused { why: why.clone() });
-    Err(error(why))
+    let _ = send(reader.get_ref(), &Answer::Refused);
+    Err(why)
 }
 
 /// Another rank: tells rank 0 where it is and hears where the others are.
@@ -210,10 +227,10 @@ fn report(
     token: &str,
     port: u16,
     end: Instant,
-) -> Result<(Streams, Vec<Peer>)> {
+) -> Result<Option<(Streams, Vec<Peer>)>> {
     let hello = Hello {
         token: token.to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: program().to_owned(),
         rank: place.rank,
         world: place.world,
         host: place.host.clone(),
@@ -228,9 +245,9 @@ fn report(
             Ok((reader, Answer::Welcome { peers })) if peers.len() == place.world => {
                 let mut streams: Streams = (0..place.world).map(|_| None).collect();
                 streams[0] = Some(reader);
-                return Ok((streams, peers));
+                return Ok(Some((streams, peers)));
             }
-            Ok((_, Answer::Refused { why })) => return Err(error(why)),
+            Ok((_, Answer::Refused)) => return Ok(None),
             Ok(_) => why = "another job meets there".to_owned(),
             Err(e) => why = e,
         }
@@ -247,8 +264,8 @@ fn introduce(
     hello: &Hello,
     end: Instant,
 ) -> std::result::Result<(BufReader<TcpStream>, Answer), String> {
-    // Rank 0 answers once all are there.
-    stream.set_read_timeout(Some(left(end))).map_err(|e| e.to_string())?;
+    // Rank 0 answers once all are there, or when it gives up.
+    stream.set_read_timeout(Some(left(end) + ANSWER)).map_err(|e| e.to_string())?;
     send(&stream, hello).map_err(|e| e.to_string())?;
     let mut reader = BufReader::new(stream);
     match receive::<Answer>(&mut reader) {
@@ -329,7 +346,7 @@ mod tests {
         listener.local_addr().unwrap().to_string()
     }
 
-    fn meet_all(places: Vec<(Place, &str)>, seconds: u64) -> Vec<Result<Meeting>> {
+    fn meet_all(places: Vec<(Place, &str)>, seconds: u64) -> Vec<Result<Option<Meeting>>> {
         let address = free_address();
         std::thread::scope(|scope| {
             let deadline = Duration::from_secs(seconds);
@@ -346,7 +363,7 @@ mod tests {
     fn all_ranks_are_connected_with_all() {
         // The last comes first.
         let meetings = meet_all((0..4).rev().map(|r| (place(r, 4), "t")).collect(), 20);
-        let mut meetings: Vec<Meeting> = meetings.into_iter().map(Result::unwrap).rev().collect();
+        let mut meetings: Vec<Meeting> = meetings.into_iter().map(|m| m.unwrap().unwrap()).rev().collect();
         for (a, meeting) in meetings.iter().enumerate() {
             assert_eq!(meeting.hosts, ["h0", "h1", "h2", "h3"]);
             for b in 0..4 {
@@ -366,20 +383,22 @@ mod tests {
         let errors = meet_all(vec![(place(0, 4), "t"), (place(2, 4), "t")], 1);
         let said = errors[0].as_ref().err().unwrap().to_string();
         assert!(said.contains("never heard of 1, 3"), "{said}");
-        let said = errors[1].as_ref().err().unwrap().to_string();
+        // One message is enough.
+        assert!(matches!(errors[1], Ok(None)));
+        let alone = meet_all(vec![(place(2, 4), "t")], 1);
+        let said = alone[0].as_ref().err().unwrap().to_string();
         assert!(said.contains("rank 2 on h2 cannot reach rank 0") && said.contains("MASTER_ADDR"), "{said}");
     }
 
     #[test]
     fn other_jobs_other_worlds_and_doubles_are_told_apart() {
         let results = meet_all(vec![(place(0, 2), "a"), (place(1, 2), "a"), (place(1, 2), "b")], 2);
-        assert!(results[0].is_ok() && results[1].is_ok());
+        assert!(matches!(results[..2], [Ok(Some(_)), Ok(Some(_))]));
         assert!(results[2].as_ref().err().unwrap().to_string().contains("cannot reach rank 0"));
 
         let results = meet_all(vec![(place(0, 2), "a"), (place(1, 3), "a")], 2);
-        for result in results {
-            let said = result.err().unwrap().to_string();
-            assert!(said.contains("rank 1 on h1 is one of 3 ranks, rank 0 of 2"), "{said}");
-        }
+        let said = results[0].as_ref().err().unwrap().to_string();
+        assert!(said.contains("rank 1 on h1 is one of 3 ranks, rank 0 of 2"), "{said}");
+        assert!(matches!(results[1], Ok(None)));
     }
 }

@@ -1,6 +1,6 @@
 //! A collective whose waiting can be seen from outside.
 
-use super::control::Activity;
+use super::activity::{Activity, Waiting};
 use kernels::Result;
 use kernels::backend::Backend;
 use kernels::collective::{Collective, Division, Wire};
@@ -19,10 +19,8 @@ impl<B: Backend> Watched<B> {
     }
 
     fn wait<R>(&mut self, f: impl FnOnce(&mut dyn Collective<B>) -> Result<R>) -> Result<R> {
-        self.activity.wait_begins();
-        let result = f(self.inner.as_mut());
-        self.activity.wait_ends();
-        result
+        let _waiting = Waiting::new(self.activity.clone());
+        f(self.inner.as_mut())
     }
 }
 
@@ -35,6 +33,13 @@ impl<B: Backend> Collective<B> for Watched<B> {
     }
     fn describe(&self) -> String {
         self.inner.describe()
+    }
+    fn begin_work(&mut self, backend: &B) -> Result<()> {
+        self.inner.begin_work(backend)
+    }
+    fn work_seconds(&mut self) -> Result<f64> {
+        // Waits for this process's own device: it works.
+        self.inner.work_seconds()
     }
     fn begin_reduce(
         &mut self,
@@ -57,6 +62,18 @@ impl<B: Backend> Collective<B> for Watched<B> {
         masters: &[Range<usize>],
     ) -> Result<()> {
         self.wait(|ranks| ranks.gather_weights(backend, weights, division, masters))
+    }
+    fn gather_to_first(
+        &mut self,
+        backend: &B,
+        own: B::Ref<'_, B::Acc>,
+        parts: &[Range<usize>],
+        whole: &mut [B::Acc],
+    ) -> Result<()> {
+        self.wait(|ranks| ranks.gather_to_first(backend, own, parts, whole))
+    }
+    fn send_from_first(&mut self, backend: &B, data: &mut [B::Acc]) -> Result<()> {
+        self.wait(|ranks| ranks.send_from_first(backend, data))
     }
     fn sum(&mut self, backend: &B, data: B::Mut<'_, f64>) -> Result<()> {
         self.wait(|ranks| ranks.sum(backend, data))

@@ -2,7 +2,9 @@
 
 use super::presets::eval_interval;
 use super::{EVAL_SEQUENCES, TARGET};
-use crate::config::{Config, Masking, ModelConfig, OptimizerKind, Preset, ScheduleKind};
+use crate::config::{
+    Config, Masking, ModelConfig, OptimizerKind, PrepareConfig, Preset, Recipe, ScheduleKind,
+};
 use crate::data::shards::Manifest;
 
 /// Tokens of the benchmark's vocabulary.
@@ -49,6 +51,17 @@ fn data(manifest: &Manifest) -> Option<String> {
         .or_else(|| differs("the data's masking", options.masking, Masking::Static))
         .or_else(|| differs("next-sentence labels in the data", options.nsp, true))
         .or_else(|| differs("the number of evaluation sequences", manifest.eval.sequences, EVAL_SEQUENCES))
+        .or_else(|| manifest.source.is_none().then(|| recipe(options)).flatten())
+}
+
+/// Text must have become sequences as the reference tool makes them; of imported ones that cannot be told.
+fn recipe(options: &PrepareConfig) -> Option<String> {
+    let reference = PrepareConfig::of(Recipe::Mlperf);
+    differs("the data's recipe", options.recipe, reference.recipe)
+        .or_else(|| differs("the data's dupe_factor", options.dupe_factor, reference.dupe_factor))
+        .or_else(|| differs("the data's masked_lm_prob", options.masked_lm_prob, reference.masked_lm_prob))
+        .or_else(|| differs("the data's short_seq_prob", options.short_seq_prob, reference.short_seq_prob))
+        .or_else(|| differs("the data's seed", options.seed, reference.seed))
 }
 
 fn procedure(config: &Config) -> Option<String> {
@@ -72,14 +85,13 @@ fn procedure(config: &Config) -> Option<String> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::config::PrepareConfig;
     use crate::mlperf::Preset;
 
     pub fn closed() -> (Config, Manifest) {
         let mut config = Config::load(None, &Preset::of(448).unwrap().settings()).unwrap();
         config.model.vocab_size = VOCAB;
         config.model.init_from = Some("model".into());
-        let options = PrepareConfig { masking: Masking::Static, ..PrepareConfig::default() };
+        let options = PrepareConfig::of(Recipe::Mlperf);
         let mut manifest = Manifest::new(&options, Vec::new());
         manifest.eval.sequences = EVAL_SEQUENCES;
         (config, manifest)
@@ -100,12 +112,14 @@ pub(super) mod tests {
             change(&mut config, &mut manifest);
             deviation(&config, &manifest, true).unwrap()
         };
-        let cases: [(&str, Change); 9] = [
+        let cases: [(&str, Change); 11] = [
             ("model.layers is 12, expected 24", |c, _| c.model.layers = 12),
             ("model.hidden_dropout", |c, _| c.model.hidden_dropout = 0.0),
             ("--start", |c, _| c.model.init_from = None),
             ("masking is Dynamic, expected Static", |_, m| m.options.masking = Masking::Dynamic),
             ("evaluation sequences is 9999, expected 10000", |_, m| m.eval.sequences = 9_999),
+            ("recipe is Standard, expected Mlperf", |_, m| m.options.recipe = Recipe::Standard),
+            ("the data's seed is 1, expected 12345", |_, m| m.options.seed = 1),
             ("optimizer.kind", |c, _| c.optimizer.kind = OptimizerKind::AdamW),
             ("train.eval_every is 1000, expected 150000", |c, _| c.train.eval_every = 1_000),
             ("train.eval_sequences is 5000", |c, _| c.train.eval_sequences = 5_000),

@@ -97,8 +97,8 @@ impl Submission {
     /// The first lines of a run's log: what was done at which time, and by whom. `device` stands for a platform without
     /// a name.
     pub(crate) fn log(&self, begun: &Begun, log: &mut MlLog, device: &str) -> Result<()> {
-        log.point_at(begun.cleared_at, keys::CACHE_CLEAR, begun.cleared, &[])?;
-        log.start_at(begun.cleared_at, keys::INIT_START, (), &[])?;
+        log.at(begun.cleared_at).point(keys::CACHE_CLEAR, begun.cleared, &[])?;
+        log.at(begun.cleared_at).start(keys::INIT_START, (), &[])?;
         let platform = self.platform.as_deref().unwrap_or(device);
         log.point(keys::SUBMISSION_BENCHMARK, "bert", &[])?;
         log.point(keys::SUBMISSION_DIVISION, begun.division.name(), &[])?;

@@ -212,7 +212,7 @@ impl<B: Backend> Optimizer<B> {
         [B::at(&self.norm, 0..1), B::at(&self.nonfinite, 0..2)]
     }
 
-    /// Both moments of all parameters, on the host.
+    /// Both moments of all parameters, in the first process's memory; the others have their part in it, and get nothing.
     pub fn moments(
         &self,
         backend: &B,
@@ -223,7 +223,7 @@ impl<B: Backend> Optimizer<B> {
         Ok([copy(&self.m)?, copy(&self.v)?])
     }
 
-    /// All master weights, on the host, each from the process that updates it.
+    /// All master weights, each from the process that updates it; likewise.
     pub fn weights(
         &self,
         backend: &B,
@@ -234,7 +234,7 @@ impl<B: Backend> Optimizer<B> {
         self.whole(backend, ranks, B::master(weights, self.shard.clone()), len)
     }
 
-    /// `len` numbers on the host, of which `own` are this rank's shard.
+    /// `len` numbers in the first process's memory, of which `own` are this rank's shard.
     fn whole(
         &self,
         backend: &B,
@@ -242,12 +242,11 @@ impl<B: Backend> Optimizer<B> {
         own: Accs<'_, B>,
         len: usize,
     ) -> Result<Vec<B::Acc>> {
-        let mut host = vec![B::Acc::ZERO; len];
-        backend.download(own, &mut host[self.shard.clone()])?;
-        if let Division::Sharded(shards) = &self.division {
-            let size = size_of::<B::Acc>();
-            let parts: Vec<_> = shards.iter().map(|s| s.start * size..s.end * size).collect();
-            ranks.gather_bytes(bytemuck::cast_slice_mut(&mut host), &parts)?;
+        let mut host = vec![B::Acc::ZERO; if ranks.rank() == 0 { len } else { 0 }];
+        match &self.division {
+            Division::Sharded(shards) => ranks.gather_to_first(backend, own, shards, &mut host)?,
+            Division::Replicated { .. } if ranks.rank() == 0 => backend.download(own, &mut host)?,
+            Division::Replicated { .. } => {}
         }
         Ok(host)
     }

@@ -13,6 +13,7 @@ use crate::{Error, Result};
 use kernels::Backend;
 use serde_json::json;
 use std::path::Path;
+use std::time::SystemTime;
 
 /// What a run writes. Of several processes the first one does; the others have no files.
 pub struct Artifacts {
@@ -104,12 +105,14 @@ impl Artifacts {
         let Setup { config, bert, optimizer, state, .. } = setup;
         let weights = setup.weights(group)?;
         let broken = |t: &&Tensor| weights[t.range()].iter().any(|w| !w.is_finite());
-        if let Some(tensor) = bert.table().tensors.iter().find(broken) {
+        if self.writes()
+            && let Some(tensor) = bert.table().tensors.iter().find(broken)
+        {
             // A checkpoint of it would be worthless, and take the place of a good one.
             let what = format!("step {}: {} is not finite after the update", state.step, tensor.name);
             return Err(Error::Training(format!("{what}; {}", last_good(&config.train.run))));
         }
-        let [m, v] = optimizer.moments(bert.backend(), group.ranks.as_mut(), weights.len())?;
+        let [m, v] = optimizer.moments(bert.backend(), group.ranks.as_mut(), bert.table().len)?;
         if !self.writes() {
             return Ok(());
         }
@@ -124,17 +127,17 @@ impl Artifacts {
         checkpoint::prune(&config.train.run, config.train.keep_checkpoints, state.best_step)
     }
 
-    /// The clock stops: where the target is reached before anything is written, elsewhere at the end. Only the first call
-    /// counts.
-    pub fn run_stop(&mut self, state: &TrainState, success: bool) -> Result<()> {
+    /// The clock has stopped at this time: where the target was reached, before anything was written or waited for, elsewhere
+    /// at the end. Only the first call counts.
+    pub fn run_stop(&mut self, time: SystemTime, state: &TrainState, success: bool) -> Result<()> {
         if std::mem::replace(&mut self.stopped, true) {
             return Ok(());
         }
         let status = if success { keys::SUCCESS } else { keys::ABORTED };
         let metadata = [(keys::STATUS, status.into()), (keys::EPOCH_NUM, state.samples.into())];
         self.mllog(|log| {
-            log.end(keys::BLOCK_STOP, (), &block(state))?;
-            log.end(keys::RUN_STOP, (), &metadata)
+            log.at(time).end(keys::BLOCK_STOP, (), &block(state))?;
+            log.at(time).end(keys::RUN_STOP, (), &metadata)
         })
     }
 

@@ -1,12 +1,14 @@
 //! The training loop: data in, a trained model and everything that tells how it went out.
 
 mod artifacts;
+mod data;
 mod evaluation;
 mod run;
 mod setup;
 mod step;
 #[cfg(test)]
 mod tests;
+mod warm_up;
 
 use crate::Result;
 use crate::config::Config;
@@ -134,6 +136,6 @@ pub fn train_in<B: Backend<Acc = f32>>(
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     config.validate()?;
-    let (setup, mllog) = setup::prepare(group, backend, config, options, observer)?;
-    run::run(group, setup, mllog, options, observer)
+    let prepared = setup::prepare(group, backend, config, options, observer)?;
+    run::run(group, prepared, options, observer)
 }

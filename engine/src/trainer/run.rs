@@ -1,20 +1,18 @@
 //! The step loop.
 
 use super::artifacts::Artifacts;
-use super::evaluation::EVAL_BATCH;
-use super::setup::Setup;
+use super::setup::{Prepared, Setup};
 use super::step::{Queued, Window};
 use super::{Ending, Observer, Options, Outcome, RunInfo};
 use crate::Result;
 use crate::config::Config;
-use crate::data::loader::{Loader, LoaderConfig};
+use crate::data::loader::{GlobalBatch, Loader, LoaderConfig};
 use crate::dist::{Buckets, Group};
-use crate::memory::{MemoryTable, survey};
-use crate::mllog::MlLog;
+use crate::memory::MemoryTable;
 use crate::model::Gradients;
 use kernels::Backend;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// A run in progress.
 pub(super) struct Run<'g, B: Backend> {
@@ -32,6 +30,8 @@ pub(super) struct Run<'g, B: Backend> {
     pub(super) pending: Option<Queued<B>>,
     /// Since when the next step to be accounted for is at work.
     pub(super) clock: Instant,
+    /// Whether all data is known to be right, to all processes.
+    pub(super) verified: bool,
     /// Whether a step is accounted for only once the next one is queued, so that the device need not wait for the host.
     late: bool,
 }
@@ -44,29 +44,26 @@ struct Due {
 
 pub fn run<B: Backend<Acc = f32>>(
     group: &mut Group<B>,
-    setup: Setup<B>,
-    mllog: Option<MlLog>,
+    prepared: Prepared<B>,
     options: &Options<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
-    // Where ops are done when they return there is nothing to gain, and several processes wait for each other in each step.
-    let late = !B::HOST && group.world() == 1;
-    run_pipelined(group, setup, mllog, options, observer, late)
+    // Where ops are done when they return there is nothing to gain.
+    let late = !B::HOST;
+    run_pipelined(group, prepared, options, observer, late)
 }
 
 /// As [`run`]; `late` changes no file and no message, only when they are written.
 pub(super) fn run_pipelined<B: Backend<Acc = f32>>(
     group: &mut Group<B>,
-    mut setup: Setup<B>,
-    mllog: Option<MlLog>,
+    prepared: Prepared<B>,
     options: &Options<'_>,
     observer: &mut dyn Observer,
     late: bool,
 ) -> Result<Outcome> {
+    let Prepared { setup, grads, memory, mllog } = prepared;
     let mut loader = loader(group, &setup)?;
     let artifacts = Artifacts::open(&setup, mllog)?;
-    let mut grads = setup.bert.gradients()?;
-    let memory = plan_memory(group, &mut setup, &mut grads)?;
     if artifacts.writes() {
         observer.started(&info(group, &setup, memory));
     }
@@ -82,6 +79,7 @@ pub(super) fn run_pipelined<B: Backend<Acc = f32>>(
         done: (0, 0.0),
         pending: None,
         clock: Instant::now(),
+        verified: false,
         late,
     };
     run.agree_to_stop(options, &mut [])?;
@@ -103,22 +101,6 @@ fn loader<B: Backend>(group: &Group<B>, setup: &Setup<B>) -> Result<Loader> {
         max_positions: setup.config.model.max_positions,
     };
     Loader::new(setup.train.clone(), config, setup.state.loader)
-}
-
-/// Takes what the largest batches need, if that fits, and says what the run takes.
-fn plan_memory<B: Backend>(
-    group: &Group<B>,
-    setup: &mut Setup<B>,
-    grads: &mut Gradients<B>,
-) -> Result<MemoryTable> {
-    let Setup { config, train, bert, optimizer, .. } = setup;
-    let owners = if optimizer.is_sharded() { group.world() } else { 1 };
-    let ranks = [group.world(), owners, EVAL_BATCH];
-    let (memory, sizes) = survey(bert.backend(), config, bert.table(), train.manifest(), ranks);
-    if let Some(sizes) = sizes {
-        bert.reserve(grads, sizes)?;
-    }
-    Ok(memory)
 }
 
 fn info<B: Backend>(group: &Group<B>, setup: &Setup<B>, memory: MemoryTable) -> RunInfo {
@@ -167,7 +149,9 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
             if self.pending.is_none() {
                 self.clock = Instant::now();
             }
-            let queued = self.queue(&loader.next()?)?;
+            self.setup.verification.is_done()?;
+            let batch = loader.next()?;
+            let queued = self.queue_after_own_work(&batch)?;
             if let Some(before) = self.pending.replace(queued) {
                 self.account(before, options, observer)?;
             }
@@ -183,6 +167,15 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
             }
         }
         Ok(Ending::Finished)
+    }
+
+    /// Queues a step once this process has done its own work of the one before. What is still to be done of that is done with
+    /// the others: a device with much in its queue lets its host wait for them.
+    fn queue_after_own_work(&mut self, batch: &GlobalBatch) -> Result<Queued<B>> {
+        let Some(before) = &mut self.pending else { return self.queue(batch) };
+        before.worked = Some(self.group.ranks.work_seconds()?);
+        let _waiting = self.group.waits();
+        self.queue(batch)
     }
 
     fn account_pending(&mut self, options: &Options<'_>, observer: &mut dyn Observer) -> Result<()> {
@@ -210,16 +203,20 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
             };
             (improved, self.setup.state.eval_due) = (better, false);
         }
-        let reached = self.target_reached();
+        let (reached, now) = (self.target_reached(), SystemTime::now());
         let Setup { config, state, .. } = &self.setup;
-        if reached {
-            self.artifacts.run_stop(state, true)?;
-        }
         let every = config.train.checkpoint_every;
         let regular = every > 0 && (state.step.is_multiple_of(every) || improved);
-        if regular || reached || state.step == config.train.steps {
-            self.artifacts.checkpoint(self.group, &self.setup)?;
+        if !(regular || reached || state.step == config.train.steps) {
+            return Ok(None);
         }
+        if !self.verified(options, observer)? {
+            return Ok(Some(Ending::Stopped(self.stopped)));
+        }
+        if reached {
+            self.artifacts.run_stop(now, &self.setup.state, true)?;
+        }
+        self.artifacts.checkpoint(self.group, &self.setup)?;
         Ok(reached.then_some(Ending::TargetReached))
     }
 
@@ -234,9 +231,11 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         options: &Options<'_>,
         observer: &mut dyn Observer,
     ) -> Result<Outcome> {
+        let now = SystemTime::now();
         if let Ending::Stopped(signal) = ending {
+            self.say_unverified(observer)?;
             self.artifacts.checkpoint(self.group, &self.setup)?;
-            self.artifacts.run_stop(&self.setup.state, false)?;
+            self.artifacts.run_stop(now, &self.setup.state, false)?;
             let (run, step) = (&self.setup.config.train.run, self.setup.state.step);
             let summary = format!(
                 "stopped by signal {signal} after step {step}; checkpoint in {}, go on with --resume",
@@ -257,8 +256,13 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
             }
             self.artifacts.last_eval = record;
         }
+        let now = SystemTime::now();
+        if !self.verified(options, observer)? {
+            let ending = Ending::Stopped(self.stopped);
+            return self.finish(ending, options, observer);
+        }
         let success = ending == Ending::TargetReached || self.setup.config.train.target_accuracy.is_none();
-        self.artifacts.run_stop(&self.setup.state, success)?;
+        self.artifacts.run_stop(now, &self.setup.state, success)?;
         let weights = self.setup.weights(self.group)?;
         if !self.artifacts.writes() {
             let (run, summary) = (self.setup.config.train.run.clone(), String::new());

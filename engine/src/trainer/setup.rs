@@ -1,19 +1,22 @@
 //! From a configuration to everything the loop needs: data, model, optimizer, the state to go on from.
 
 use super::artifacts::{log_settings, start_clock};
+use super::data::Data;
+use super::evaluation::EVAL_BATCH;
+use super::warm_up::warm_up;
 use super::{Observer, Options};
 use crate::checkpoint::{self, TrainState, hf};
 use crate::config::{Config, ModelConfig};
 use crate::data::prepare;
-use crate::data::shards::{Dataset, MANIFEST, Manifest, SplitName, VOCAB};
+use crate::data::shards::{Dataset, MANIFEST, Manifest, VOCAB, Verification};
 use crate::data::vocab::Vocab;
 use crate::dist::Group;
 use crate::error::During;
 use crate::lock::FolderLock;
-use crate::memory;
+use crate::memory::{self, MemoryTable};
 use crate::mllog::{MlLog, keys};
 use crate::mlperf::Begun;
-use crate::model::{Bert, init};
+use crate::model::{Bert, Gradients, init};
 use crate::optim::Optimizer;
 use crate::table::TensorTable;
 use crate::{Error, Result};
@@ -36,7 +39,8 @@ pub struct Setup<B: Backend> {
     pub config: Config,
     pub train: Arc<Dataset>,
     /// None where no text is held out.
-    pub eval: Option<Dataset>,
+    pub eval: Option<Arc<Dataset>>,
+    pub verification: Verification,
     pub bert: Bert<B>,
     pub optimizer: Optimizer<B>,
     pub state: TrainState,
@@ -49,12 +53,23 @@ pub struct Setup<B: Backend> {
 }
 
 impl<B: Backend<Acc = f32>> Setup<B> {
-    /// All master weights, laid out as the table says, each from the process that updates it. All processes call it.
+    /// All master weights, laid out as the table says, each from the process that updates it: on the first process, the others
+    /// get nothing. All call it.
     pub fn weights(&self, group: &mut Group<B>) -> Result<Vec<f32>> {
         let Self { bert, optimizer, .. } = self;
         let ranks = group.ranks.as_mut();
         optimizer.weights(bert.backend(), ranks, bert.weights_on_device(), bert.table().len)
     }
+}
+
+/// All that a run begins with.
+pub struct Prepared<B: Backend> {
+    pub setup: Setup<B>,
+    pub grads: Gradients<B>,
+    /// What the run takes of the device's memory.
+    pub memory: MemoryTable,
+    /// Of the first process.
+    pub mllog: Option<MlLog>,
 }
 
 /// What only the first process knows before all go on.
@@ -72,9 +87,8 @@ pub fn prepare<B: Backend<Acc = f32>>(
     config: &Config,
     options: &Options<'_>,
     observer: &mut dyn Observer,
-) -> Result<(Setup<B>, Option<MlLog>)> {
+) -> Result<Prepared<B>> {
     group.agree(&[
-        ("program", env!("CARGO_PKG_VERSION").to_owned()),
         ("configuration", config.hash()),
         ("precision", format!("{} bits", 8 * size_of::<B::Elem>())),
         ("--resume", options.resume.to_string()),
@@ -87,13 +101,16 @@ pub fn prepare<B: Backend<Acc = f32>>(
     })?;
     let config = Config::from_toml(&text)?;
     let manifest = Manifest::load(&config.data.dir)?;
-    group.agree(&[("prepared data", manifest.data_hash())])?;
+    group.agree(&[("vocabulary", manifest.vocab_sha256.clone()), ("prepared data", manifest.data_hash())])?;
     // MLPerf's clock starts before the data is touched: there, only the manifest and the vocabulary are read here.
-    let opened = if options.mlperf.is_none() { Some(open_data(&config)?) } else { None };
+    let opened = if options.mlperf.is_none() { Some(Data::open(group, &config)?) } else { None };
 
     if group.is_first() {
         let head_size = config.model.hidden / config.model.heads.max(1);
         backend.remarks(head_size).iter().for_each(|line| observer.message(line));
+        if config.train.graph && !B::HOST && group.world() > 1 {
+            observer.message("train.graph: only a single process queues its steps as graphs; several do not");
+        }
     }
 
     let mut bert = Bert::recomputing(backend, &config.model, config.train.recompute)?;
@@ -115,34 +132,60 @@ pub fn prepare<B: Backend<Acc = f32>>(
         Ok((state, resumed))
     })?;
     let begin = begin.unwrap_or(Beginning { state: state.clone(), weights: Vec::new(), moments: None });
-    let weights = from_first(group, begin.weights, bert.table().len)?;
+    let weights = from_first(group, bert.backend(), begin.weights, bert.table().len)?;
     bert.load_weights(&weights)?;
     if resumed {
         let [m, v] = begin.moments.unwrap_or_default();
-        let [m, v] = [from_first(group, m, weights.len())?, from_first(group, v, weights.len())?];
-        optimizer.load_moments(bert.backend(), &m, &v, state.updates)?;
+        let backend = bert.backend();
+        let m = from_first(group, backend, m, weights.len())?;
+        let v = from_first(group, backend, v, weights.len())?;
+        optimizer.load_moments(backend, &m, &v, state.updates)?;
     }
+    let mut grads = bert.gradients()?;
+    let owners = if optimizer.is_sharded() { group.world() } else { 1 };
+    let memory = plan_memory(&config, &manifest, &mut bert, &mut grads, [group.world(), owners])?;
     let (_lock, mut mllog) = claim.unzip();
     let clock_runs = opened.is_none();
-    let (train, eval) = match opened {
+    let Data { train, eval, verification } = match opened {
         Some(data) => data,
         None => {
-            mllog.as_mut().map_or(Ok(()), start_clock)?;
-            open_data(&config)?
+            warm_up(&mut bert, &mut grads, &config, &manifest, group.world())?;
+            // The others wait, so that none touches the data before the clock runs.
+            group.first(|| mllog.as_mut().map_or(Ok(()), start_clock))?;
+            Data::open(group, &config)?
         }
     };
-    Ok((Setup { config, train, eval, bert, optimizer, state, resumed, clock_runs, _lock }, mllog))
+    let setup =
+        Setup { config, train, eval, verification, bert, optimizer, state, resumed, clock_runs, _lock };
+    Ok(Prepared { setup, grads, memory, mllog })
+}
+
+/// Takes what the largest batches need, if that fits, and says what the run takes. `[world, owners]`: processes, and those
+/// that share the moments.
+fn plan_memory<B: Backend>(
+    config: &Config,
+    manifest: &Manifest,
+    bert: &mut Bert<B>,
+    grads: &mut Gradients<B>,
+    [world, owners]: [usize; 2],
+) -> Result<MemoryTable> {
+    let ranks = [world, owners, EVAL_BATCH];
+    let (table, sizes) = memory::survey(bert.backend(), config, bert.table(), manifest, ranks);
+    if let Some(sizes) = sizes {
+        bert.reserve(grads, sizes)?;
+    }
+    Ok(table)
 }
 
 /// Numbers of the first process, on all.
-fn from_first<B: Backend>(group: &mut Group<B>, mut values: Vec<f32>, len: usize) -> Result<Vec<f32>> {
-    if group.world() > 1 {
-        values.resize(len, 0.0);
-        let bytes = len * size_of::<f32>();
-        let mut parts = vec![bytes..bytes; group.world()];
-        parts[0] = 0..bytes;
-        group.ranks.gather_bytes(bytemuck::cast_slice_mut(&mut values), &parts)?;
-    }
+fn from_first<B: Backend<Acc = f32>>(
+    group: &mut Group<B>,
+    backend: &B,
+    mut values: Vec<f32>,
+    len: usize,
+) -> Result<Vec<f32>> {
+    values.resize(len, 0.0);
+    group.ranks.send_from_first(backend, &mut values)?;
     Ok(values)
 }
 
@@ -236,12 +279,6 @@ fn beginning<B: Backend<Acc = f32>>(
     observer.message(&format!("resumed from {}", found.path.display()));
     let (state, weights, moments) = (found.state, found.weights, Some([found.m, found.v]));
     Ok(Beginning { state, weights, moments })
-}
-
-/// Both parts of the data; none of the second where no text is held out.
-fn open_data(config: &Config) -> Result<(Arc<Dataset>, Option<Dataset>)> {
-    let open = |split| Dataset::open(&config.data.dir, split);
-    Ok((Arc::new(open(SplitName::Train)?), Some(open(SplitName::Eval)?).filter(|d| !d.is_empty())))
 }
 
 /// Refuses data that leaves nothing to train on, or nothing to reach the target on.

@@ -7,7 +7,7 @@ use super::{Observer, StepProgress};
 use crate::config::{ClipOrder, GradientWire, OnNonFinite};
 use crate::data::LoaderState;
 use crate::data::loader::GlobalBatch;
-use crate::dist::Group;
+use crate::dist::{Control, Group};
 use crate::metrics::TrainRecord;
 use crate::model::{Bert, EvalSums, LossScale, SUMS, training_flops};
 use crate::optim::{UpdateOutcome, learning_rate};
@@ -25,7 +25,7 @@ pub(super) struct Window {
     tokens: u64,
     seconds: f64,
     flops: f64,
-    /// Seconds that each process computed before it waited for the others.
+    /// Seconds that each process, or its device, computed before it waited for the others.
     work: Vec<f64>,
 }
 
@@ -48,8 +48,8 @@ pub(super) struct Queued<B: Backend> {
     /// Losses and the update's outcome.
     numbers: B::Pending,
     lr: f64,
-    /// Seconds that this process computed before it waited for the others.
-    worked: f64,
+    /// Seconds of this process's own work, once that is known to be done.
+    pub worked: Option<f64>,
     masked: usize,
     labelled: usize,
     pub sequences: usize,
@@ -75,13 +75,12 @@ impl Step {
 impl<B: Backend<Acc = f32>> Run<'_, B> {
     /// Queues forward, backward and update of one global batch. Waits for nothing, unless several processes meet in it.
     pub(super) fn queue(&mut self, global: &GlobalBatch) -> Result<Queued<B>> {
-        let started = Instant::now();
         let number = self.setup.state.step + u64::from(self.pending.is_some());
         let config = &self.setup.config;
         let key = step_key(config.train.seed, number + 1);
         let lr = learning_rate(&config.schedule, number, config.train.steps);
+        self.group.ranks.begin_work(self.setup.bert.backend())?;
         self.gradients(global, key)?;
-        let worked = started.elapsed().as_secs_f64();
         let Self { group, setup: Setup { bert, optimizer, .. }, grads, .. } = self;
         group.ranks.finish_reduce(bert.backend(), grads.params_mut())?;
         let (backend, weights) = bert.weights_mut();
@@ -91,7 +90,7 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         Ok(Queued {
             numbers: bert.backend().read_later(&[bert.sums_on_device(), norm, nonfinite])?,
             lr,
-            worked,
+            worked: None,
             masked: global.mlm_total,
             labelled: global.nsp_total,
             sequences: global.sequences,
@@ -155,13 +154,16 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         options: &Options<'_>,
         observer: &mut dyn Observer,
     ) -> Result<()> {
+        // This process's own work first: while it waits for that, it does not wait for others.
+        let worked = queued.worked.map_or_else(|| self.group.ranks.work_seconds(), Ok)?;
         let numbers = self.group.wait(|| self.setup.bert.backend().read(queued.numbers))?;
         let (losses, outcome) = numbers.split_at(SUMS);
         let outcome = UpdateOutcome::from_numbers(outcome);
         let mut shared: Vec<f64> = losses.iter().copied().map(f64::from).collect();
         shared.resize(SUMS + self.group.world(), 0.0);
-        shared[SUMS + self.group.ranks.rank()] = queued.worked;
+        shared[SUMS + self.group.ranks.rank()] = worked;
         self.agree_to_stop(options, &mut shared)?;
+        self.group.control.iter().for_each(Control::step_done);
         let sums = EvalSums {
             mlm_count: queued.masked,
             nsp_count: queued.labelled,
@@ -287,4 +289,21 @@ fn together<B: Backend>(group: &Group<B>, bert: &Bert<B>, edge: fn(&B) -> kernel
 
 fn is_power_of_ten(n: u64) -> bool {
     n > 0 && 10u64.pow(n.ilog10()) == n
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_slowest_rank_is_that_of_the_most_work_in_all_steps_of_a_window() {
+        let mut window = Window::default();
+        assert_eq!(window.slowest(), None);
+        window.add_work(&[1.0, 2.0, 1.0]);
+        window.add_work(&[1.0, 1.0, 3.0]);
+        assert_eq!(window.slowest(), Some((2, 1.0 / 3.0)));
+        let mut alone = Window::default();
+        alone.add_work(&[1.0]);
+        assert_eq!(alone.slowest(), None);
+    }
 }

@@ -84,8 +84,8 @@ impl Recorder {
         let mut listener = Listener(stop, *stop_after, said);
         let options = Options { resume, stop, mlperf: None };
         let mut group = Group::solo();
-        let (setup, mllog) = setup::prepare(&mut group, Cpu::<f32>::new(), config, &options, &mut listener)?;
-        run::run_pipelined(&mut group, setup, mllog, &options, &mut listener, late)
+        let prepared = setup::prepare(&mut group, Cpu::<f32>::new(), config, &options, &mut listener)?;
+        run::run_pipelined(&mut group, prepared, &options, &mut listener, late)
     }
 }
 
@@ -196,5 +196,34 @@ fn what_is_not_finite_is_told_alike() {
             all.contains("the gradient of bert.embeddings.word_embeddings.weight is not finite"),
             "{all}"
         );
+    }
+}
+
+/// In these tests all data is verified beside the training.
+#[test]
+fn damage_found_while_training_ends_the_run_and_leaves_nothing_as_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    write_corpus(dir.path());
+    let whole = config(dir.path(), "whole");
+    Recorder::default().train(&whole, false, false).unwrap();
+    let shard = dir.path().join("data/train-00000.shard");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    // A masked position that could be one, or a token: no sequence shows it.
+    let last = bytes.iter().rposition(|&byte| byte != 0).unwrap();
+    bytes[last] ^= 1;
+    std::fs::remove_file(&shard).unwrap();
+    std::fs::write(&shard, bytes).unwrap();
+    let mut damaged = config(dir.path(), "damaged");
+    damaged.train.eval_every = 0;
+    for checkpoint_every in [5, 0] {
+        damaged.train.checkpoint_every = checkpoint_every;
+        damaged.train.run = dir.path().join(format!("damaged-{checkpoint_every}"));
+        let mut heard = Recorder::default();
+        let error = heard.train(&damaged, false, false).unwrap_err().to_string();
+        assert!(error.contains("train-00000.shard") && error.contains("damaged: checksum"), "{error}");
+        assert!(crate::checkpoint::list(&damaged.train.run).unwrap().is_empty());
+        assert!(!damaged.train.run.join("model").exists());
+        let events = events(&damaged.train.run);
+        assert!(!events.iter().any(|event| event.contains("run_stop")), "{events:?}");
     }
 }

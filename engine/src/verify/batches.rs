@@ -36,7 +36,7 @@ pub struct Written {
 /// # Errors
 /// Data that is missing, damaged or does not fit the configuration; more than 2^31 tokens; a file that cannot be written.
 pub fn write_batches(path: &Path, config: &Config, batches: u64) -> Result<Written> {
-    let open = |split| Dataset::open(&config.data.dir, split);
+    let open = |split| Dataset::open_verified(&config.data.dir, split);
     let (data, held_out) = (Arc::new(open(SplitName::Train)?), open(SplitName::Eval)?);
     let t = &config.train;
     let max_positions = config.model.max_positions;

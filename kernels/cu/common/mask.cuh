@@ -43,16 +43,17 @@ __device__ __forceinline__ unsigned lane_column(int v) {
     return (v * WARP + threadIdx.x % WARP) * WIDE<T>;
 }
 
-// The bytes of all vectors of a lane; all lanes of the warp call it. In bf16 two neighbouring lanes make the calls of two
-// vectors between them and exchange the halves; in f32, which is there for parity, each lane makes its own.
-template <typename T, int VECS>
-__device__ __forceinline__ void row_bytes(MaskBytes<T> (&bytes)[VECS], const Dropout& d, unsigned row_key) {
+// The bytes of the vectors that begin at columns at(0), at(1), ...; all lanes of the warp call it, and those of two neighbours are
+// neighbours. In bf16 two neighbouring lanes make the calls of two vectors between them and exchange the halves; in f32,
+// which is there for parity, each lane makes its own.
+template <typename T, int VECS, typename At>
+__device__ __forceinline__ void row_bytes(MaskBytes<T> (&bytes)[VECS], const Dropout& d, unsigned row_key, At at) {
     constexpr int PAIRED = WIDE<T> == 8 ? VECS / 2 * 2 : 0;
     if constexpr (PAIRED > 0) {
         const bool odd = threadIdx.x & 1;
 #pragma unroll
         for (int v = 0; v < PAIRED; v += 2) {
-            const Philox draw = hidden_draw(d, row_key, lane_column<T>(v + odd) / 16);
+            const Philox draw = hidden_draw(d, row_key, (odd ? at(v + 1) : at(v)) / 16);
 #pragma unroll
             for (int word = 0; word < 2; word++) {
                 const unsigned keep = odd ? draw.at[2 + word] : draw.at[word];
@@ -63,5 +64,5 @@ __device__ __forceinline__ void row_bytes(MaskBytes<T> (&bytes)[VECS], const Dro
         }
     }
 #pragma unroll
-    for (int v = PAIRED; v < VECS; v++) bytes[v] = vector_bytes<T>(d, row_key, lane_column<T>(v));
+    for (int v = PAIRED; v < VECS; v++) bytes[v] = vector_bytes<T>(d, row_key, at(v));
 }

@@ -62,6 +62,8 @@ __device__ __forceinline__ void hold(float (&d)[N]) {
 #ifdef __CUDACC__
 #pragma unroll
     for (int i = 0; i < N; i++) asm volatile("" : "+f"(d[i])::"memory");
+#else
+    (void)d;
 #endif
 }
 

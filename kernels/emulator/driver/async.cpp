@@ -5,6 +5,7 @@
 
 #include "emulator/runtime.h"
 #include "shared.h"
+#include "threads.h"
 
 namespace emulator {
 
@@ -42,6 +43,27 @@ void AsyncCopies::wait(size_t pending_groups) {
     copies_.erase(copies_.begin(), copies_.begin() + static_cast<ptrdiff_t>(done));
     group_ends_.erase(group_ends_.begin(), group_ends_.begin() + groups);
     for (size_t& end : group_ends_) end -= done;
+}
+
+namespace {
+auto& copies = *new std::vector<AsyncCopies>(MAX_THREADS);
+}
+
+void start_copies() {
+    for (unsigned t = 0; t < thread_count(); t++) copies[t].clear();
+}
+
+// One copy in four is done now: one into memory that others still read must show, too.
+void async_copy(void* shared, const void* global, int bytes, bool zero_fill) {
+    copies[thread_index()].issue(shared, global, bytes, zero_fill, block_random().below(4) == 0);
+}
+void async_commit() { copies[thread_index()].commit(); }
+void async_wait(int pending_groups) {
+    copies[thread_index()].wait(pending_groups < 0 ? 0 : static_cast<size_t>(pending_groups));
+}
+void async_wait_all() {
+    async_commit();
+    async_wait(0);
 }
 
 }  // namespace emulator

@@ -5,7 +5,6 @@
 
 #include <numeric>
 
-#include "async.h"
 #include "beside.h"
 #include "fault.h"
 #include "fiber.h"
@@ -34,7 +33,6 @@ struct Fiber : Thread {
     Describe describe;  // of what it waits for, if there is more to say
     const void* object;
     unsigned number;
-    AsyncCopies copies;
 };
 
 // Lanes that wait for each other.
@@ -270,12 +268,12 @@ void start_block() {
         f.warp = t / LANES;
         f.held = -1;
         f.waits_at = nullptr;
-        f.copies.clear();
         // Tops at different offsets in a page: else all threads' frames compete for the same lines of the cache.
         unsigned char* stack = stack_bottom(t);
         prepare(f.context, stack, stack + STACK_BYTES - t * 320 % 4096, thread_main);
     }
     start_beside();
+    start_copies();
     start_mbarriers();
     start_bulk();
     start_products();
@@ -399,17 +397,6 @@ const void* exchange_bytes(unsigned mask, const void* value, size_t size) {
     const int buffer = meet(mask, value, size, "a shuffle or vote");
     me->held = buffer;
     return warp.buffers + static_cast<size_t>(buffer) * LANES * VALUE_BYTES;
-}
-
-// One copy in four is done now: one into memory that others still read must show, too.
-void async_copy(void* shared, const void* global, int bytes, bool zero_fill) {
-    self()->copies.issue(shared, global, bytes, zero_fill, block.random.below(4) == 0);
-}
-void async_commit() { self()->copies.commit(); }
-void async_wait(int pending_groups) { self()->copies.wait(pending_groups < 0 ? 0 : static_cast<size_t>(pending_groups)); }
-void async_wait_all() {
-    async_commit();
-    async_wait(0);
 }
 
 void set_operation(const char* name) { operation = name; }

@@ -41,6 +41,15 @@ size_t round16(size_t n) { return (n + 15) / 16 * 16; }
 unsigned dynamic_address() { return static_cast<unsigned>(1024 + (dynamic_align < MAX_ALIGN ? dynamic_align : 0)); }
 unsigned static_address() { return static_cast<unsigned>((dynamic_bytes + 3 * MAX_ALIGN) / MAX_ALIGN * MAX_ALIGN); }
 
+// Dynamic memory begins after the static arrays, aligned.
+void check_sum(const char* name) {
+    const size_t align = dynamic == nullptr ? 16 : dynamic_align;
+    const size_t begin = dynamic_bytes == 0 ? static_bytes : (static_bytes + align - 1) / align * align;
+    if (begin + dynamic_bytes > MAX_SHARED)
+        fail("%zu bytes of static shared memory with `%s`, and %zu of dynamic memory aligned to %zu: %zu at most", static_bytes,
+             name, dynamic_bytes, align, MAX_SHARED);
+}
+
 }  // namespace
 
 void start_shared(size_t bytes) {
@@ -56,13 +65,11 @@ void shared_static(SharedSite& site, size_t bytes, const char* name) {
     const size_t rounded = round16(bytes);
     if (sites == SITES || static_bytes + rounded > MAX_STATIC_SHARED)
         fail("%zu bytes of static shared memory with `%s`, of %zu at most", static_bytes + rounded, name, MAX_STATIC_SHARED);
-    if (static_bytes + rounded + dynamic_bytes > MAX_SHARED)
-        fail("%zu bytes of static and %zu of dynamic shared memory, of %zu at most", static_bytes + rounded, dynamic_bytes,
-             MAX_SHARED);
     site.block = block_serial;
     site.memory = region + static_used;
     site_list[sites++] = {name, static_used, bytes};
     static_bytes += rounded;
+    check_sum(name);
     static_used += rounded + GAP;
 }
 
@@ -71,6 +78,7 @@ void* shared_dynamic(size_t needed, size_t align) {
     if (dynamic == nullptr) {
         dynamic = region + (REGION - GUARD - dynamic_bytes) / align * align;
         dynamic_align = align;
+        check_sum(sites == 0 ? "none" : site_list[sites - 1].name);
     }
     if (align > dynamic_align) fail("dynamic shared memory aligned to %zu, and elsewhere to %zu", dynamic_align, align);
     return dynamic;

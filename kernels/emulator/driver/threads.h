@@ -25,7 +25,8 @@ void make_ready(unsigned thread);
 // goes wrong in it is reported as the running thread's.
 void beside(std::function<void()> work);
 
-// Called by block.cpp for each block and for a thread that leaves the kernel: bulk.cpp, mbarrier.cpp, wgmma.cpp.
+// Called by block.cpp for each block and for a thread that leaves the kernel: async.cpp, bulk.cpp, mbarrier.cpp, wgmma.cpp.
+void start_copies();
 void start_mbarriers();
 void start_bulk();
 void start_products();

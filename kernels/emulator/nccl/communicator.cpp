@@ -56,12 +56,12 @@ class Progress {
     }
 };
 
-// EMULATOR_NCCL_ERROR="1:7": rank 1's operation 7, counted from 1, fails.
-bool is_to_fail(int rank, unsigned long operation) {
-    const char* text = getenv("EMULATOR_NCCL_ERROR");
-    int failing = -1;
+// EMULATOR_NCCL_ERROR="1:7": rank 1's operation 7, counted from 1, fails. EMULATOR_NCCL_HANG likewise: it never ends.
+bool is_meant(const char* setting, int rank, unsigned long operation) {
+    const char* text = getenv(setting);
+    int meant = -1;
     unsigned long at = 0;
-    return text != nullptr && sscanf(text, "%d:%lu", &failing, &at) == 2 && failing == rank && at == operation;
+    return text != nullptr && sscanf(text, "%d:%lu", &meant, &at) == 2 && meant == rank && at == operation;
 }
 
 }  // namespace
@@ -163,7 +163,9 @@ void Communicator::run(const Operation& operation) {
     const bool sends = header.kind != Kind::broadcast || root, receives = header.kind != Kind::reduce || root;
     if (sends) emulator::check_range("what is sent", operation.send, bytes, element);
     if (receives) emulator::check_range("what is received", operation.receive, bytes, element);
-    if (is_to_fail(rank_, ++operations_)) return hang(SYSTEM_ERROR);
+    operations_++;
+    if (is_meant("EMULATOR_NCCL_ERROR", rank_, operations_)) return hang(SYSTEM_ERROR);
+    if (is_meant("EMULATOR_NCCL_HANG", rank_, operations_)) return hang(SUCCESS);
     bool well = send_all(socket_, &header, sizeof header);
     well = well && (!sends || send_all(socket_, operation.send, bytes));
     well = well && (!receives || receive_all(socket_, operation.receive, bytes));

@@ -109,6 +109,62 @@ extern "C" __global__ void test_registers(int first, int second) {
 }
 EXPORT(test_registers)
 
+// y [64, 64] = a b^T, both [64, 64 * depth], by a pipeline of two stages: one warpgroup copies tiles, another multiplies. If
+// `what` is 1 a stage is given back before its product was waited for.
+extern "C" __global__ void test_pipeline(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b, float* y, int depth,
+                                         int what) {
+    SHARED_ALIGNED(unsigned char, tiles);
+    SHARED(Mbarrier, full, [2]);
+    SHARED(Mbarrier, empty, [2]);
+    constexpr int TILE = 64 * 128;
+    const int t = static_cast<int>(threadIdx.x) % 128;
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < 2; s++) {
+            mbarrier_init(full[s], 1);
+            mbarrier_init(empty[s], 1);
+        }
+        publish_mbarriers();
+    }
+    __syncthreads();
+    if (threadIdx.x < 128) {
+        give_registers<40>();
+        for (int i = 0; i < depth && t == 0; i++) {
+            unsigned char* stage = tiles + i % 2 * 2 * TILE;
+            mbarrier_wait(empty[i % 2], (i / 2 + 1) % 2);
+            mbarrier_arrive_expect(full[i % 2], 2 * TILE);
+            tma_load(stage, a, 0, 64 * i, full[i % 2]);
+            tma_load(stage + TILE, b, 0, 64 * i, full[i % 2]);
+        }
+    } else {
+        take_registers<256>();
+        float d[32];
+        for (int i = 0; i < depth; i++) {
+            const unsigned char* stage = tiles + i % 2 * 2 * TILE;
+            mbarrier_wait(full[i % 2], i / 2 % 2);
+            hold(d);
+            fence_products();
+            for (int k = 0; k < 4; k++)
+                wgmma<64, K_MAJOR, K_MAJOR>(d, advance(operand<K_MAJOR>(stage), 32 * k),
+                                            advance(operand<K_MAJOR>(stage + TILE), 32 * k), i + k > 0);
+            commit_products();
+            // The product before this one is done: its stage is free.
+            if (what == 1)
+                wait_products<2>();
+            else
+                wait_products<1>();
+            if (i > 0) {
+                sync_named(1, 128);
+                if (t == 0) mbarrier_arrive(empty[(i - 1) % 2]);
+            }
+        }
+        wait_products<0>();
+        hold(d);
+        for (int i = 0; i < 32; i++)
+            y[(16 * (t / 32) + t % 32 / 4 + i % 4 / 2 * 8) * 64 + i / 4 * 8 + t % 4 * 2 + i % 2] = d[i];
+    }
+}
+EXPORT(test_pipeline)
+
 // What goes wrong with products, by `what` of test_product.
 enum { RIGHT, NO_WAIT, OVERWRITTEN, NO_FENCE, NO_COMMIT, MISSING_THREAD, OTHER_OPERANDS, TOUCHED, NO_ASYNC_FENCE, PARTIAL, LEFT, INSIDE, NEVER };
 

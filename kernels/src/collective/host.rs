@@ -7,10 +7,12 @@ use crate::cpu::memory::Buffer;
 use crate::{Backend, Error, Result, Scalar};
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
 use half::bf16;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// Elements that one exchange takes of a part: it bounds the memory for what arrives.
 const PIECE: usize = 1 << 20;
@@ -129,6 +131,45 @@ fn gather_parts<T: Pod>(transport: &mut dyn Transport, data: &mut [T], parts: &[
     transport.all_gather(cast_slice_mut(data), &bytes)
 }
 
+/// Slices at ranges that are in order and do not overlap.
+fn slices<'a, T>(mut data: &'a mut [T], parts: impl Iterator<Item = Range<usize>>) -> Vec<&'a mut [T]> {
+    let mut at = 0;
+    parts
+        .map(|part| {
+            let (_, rest) = std::mem::take(&mut data).split_at_mut(part.start - at);
+            let (slice, rest) = rest.split_at_mut(part.len());
+            (data, at) = (rest, part.end);
+            slice
+        })
+        .collect()
+}
+
+/// Every rank's part comes to rank 0.
+fn gather_to_first<T: Pod>(
+    transport: &mut dyn Transport,
+    own: &[T],
+    parts: &[Range<usize>],
+    whole: &mut [T],
+) -> Result<()> {
+    let (rank, world) = (transport.rank(), transport.world());
+    let rounds = parts.iter().map(|p| p.len().div_ceil(PIECE)).max().unwrap_or(0);
+    for k in 0..rounds {
+        let mut send: Vec<&[u8]> = vec![&[]; world];
+        if rank > 0 {
+            send[0] = cast_slice(&own[piece(&(0..own.len()), k)]);
+        }
+        let mut receive: Vec<&mut [u8]> = match rank {
+            0 => slices(whole, parts.iter().map(|p| piece(p, k))).into_iter().map(cast_slice_mut).collect(),
+            _ => (0..world).map(|_| &mut [][..]).collect(),
+        };
+        transport.all_to_all(&send, &mut receive)?;
+    }
+    if rank == 0 {
+        whole[parts[0].clone()].copy_from_slice(own);
+    }
+    Ok(())
+}
+
 /// The parts of `0..len` that ranks take to sum it for all.
 fn even(len: usize, world: usize) -> Vec<Range<usize>> {
     (0..world).map(|r| r * len / world..(r + 1) * len / world).collect()
@@ -181,6 +222,10 @@ pub struct HostCollective<T: Scalar> {
     under_way: usize,
     /// Buffers of buckets that are done.
     spare: Vec<Vec<T>>,
+    /// Since when this rank works on a step.
+    begun: Instant,
+    /// Seconds of steps that nobody has asked for.
+    worked: VecDeque<f64>,
 }
 
 fn lock(transport: &Mutex<Box<dyn Transport>>) -> MutexGuard<'_, Box<dyn Transport>> {
@@ -211,7 +256,8 @@ impl<T: Scalar> HostCollective<T> {
             .spawn(work)
             .map_err(|e| Error::Ranks(format!("cannot start the thread for collectives: {e}")))?;
         let (jobs, thread) = (Some(jobs), Some(thread));
-        Ok(Self { transport, rank, world, jobs, done, thread, under_way: 0, spare: Vec::new() })
+        let (spare, begun, worked) = (Vec::new(), Instant::now(), VecDeque::new());
+        Ok(Self { transport, rank, world, jobs, done, thread, under_way: 0, spare, begun, worked })
     }
 
     /// Calls `f` with the transport once nothing is under way.
@@ -244,6 +290,15 @@ impl<T: Scalar> Collective<Cpu<T>> for HostCollective<T> {
         lock(&self.transport).describe()
     }
 
+    fn begin_work(&mut self, _: &Cpu<T>) -> Result<()> {
+        self.begun = Instant::now();
+        Ok(())
+    }
+
+    fn work_seconds(&mut self) -> Result<f64> {
+        Ok(self.worked.pop_front().unwrap_or(0.0))
+    }
+
     fn begin_reduce(
         &mut self,
         _: &Cpu<T>,
@@ -265,6 +320,7 @@ impl<T: Scalar> Collective<Cpu<T>> for HostCollective<T> {
     }
 
     fn finish_reduce(&mut self, _: &Cpu<T>, grads: &mut Buffer<T>) -> Result<()> {
+        self.worked.push_back(self.begun.elapsed().as_secs_f64());
         let grads = grads.as_mut_slice();
         let mut first_error = Ok(());
         while self.under_way > 0 {
@@ -299,6 +355,22 @@ impl<T: Scalar> Collective<Cpu<T>> for HostCollective<T> {
             Division::Sharded(parts) => self.idle(|t| gather_parts(t, weights.as_mut_slice(), parts)),
             Division::Replicated { .. } => Ok(()),
         }
+    }
+
+    fn gather_to_first(
+        &mut self,
+        _: &Cpu<T>,
+        own: &[T],
+        parts: &[Range<usize>],
+        whole: &mut [T],
+    ) -> Result<()> {
+        self.idle(|t| gather_to_first(t, own, parts, whole))
+    }
+
+    fn send_from_first(&mut self, _: &Cpu<T>, data: &mut [T]) -> Result<()> {
+        let mut parts = vec![data.len()..data.len(); self.world];
+        parts[0] = 0..data.len();
+        self.idle(|t| gather_parts(t, data, &parts))
     }
 
     fn sum(&mut self, _: &Cpu<T>, data: <Cpu<T> as Backend>::Mut<'_, f64>) -> Result<()> {

@@ -71,6 +71,12 @@ pub trait Collective<B: Backend>: Send {
     /// One line that says over what the ranks talk, for logs.
     fn describe(&self) -> String;
 
+    /// This rank's own work of a step begins; it ends with [`Self::finish_reduce`], where it waits for the others first.
+    fn begin_work(&mut self, backend: &B) -> Result<()>;
+    /// Seconds of a step's own work, by the device's clock: of the first step that was not asked for yet. Waits until it is
+    /// done, and for no other rank.
+    fn work_seconds(&mut self) -> Result<f64>;
+
     /// Begins to sum the gradients at `range`, which are complete on this rank and are not touched until
     /// [`Self::finish_reduce`]. Computation may go on meanwhile.
     fn begin_reduce(
@@ -93,6 +99,16 @@ pub trait Collective<B: Backend>: Send {
         division: &Division,
         masters: &[Range<usize>],
     ) -> Result<()>;
+    /// Rank r's `own` comes to `whole[parts[r]]` of rank 0, in the host's memory; the other ranks' `whole` is not touched. The parts are in order and do not overlap.
+    fn gather_to_first(
+        &mut self,
+        backend: &B,
+        own: B::Ref<'_, B::Acc>,
+        parts: &[Range<usize>],
+        whole: &mut [B::Acc],
+    ) -> Result<()>;
+    /// Rank 0's `data`, in the host's memory, comes to all.
+    fn send_from_first(&mut self, backend: &B, data: &mut [B::Acc]) -> Result<()>;
     /// Sums over ranks, on all ranks, in f64.
     fn sum(&mut self, backend: &B, data: B::Mut<'_, f64>) -> Result<()>;
     /// Sums over ranks, on all ranks, of numbers on the host.

@@ -19,6 +19,12 @@ impl<B: Backend> Collective<B> for Solo {
     fn describe(&self) -> String {
         "one process".into()
     }
+    fn begin_work(&mut self, _: &B) -> Result<()> {
+        Ok(())
+    }
+    fn work_seconds(&mut self) -> Result<f64> {
+        Ok(0.0)
+    }
     fn begin_reduce(
         &mut self,
         _: &B,
@@ -33,6 +39,18 @@ impl<B: Backend> Collective<B> for Solo {
         Ok(())
     }
     fn gather_weights(&mut self, _: &B, _: &mut B::Weights, _: &Division, _: &[Range<usize>]) -> Result<()> {
+        Ok(())
+    }
+    fn gather_to_first(
+        &mut self,
+        backend: &B,
+        own: B::Ref<'_, B::Acc>,
+        parts: &[Range<usize>],
+        whole: &mut [B::Acc],
+    ) -> Result<()> {
+        backend.download(own, &mut whole[parts[0].clone()])
+    }
+    fn send_from_first(&mut self, _: &B, _: &mut [B::Acc]) -> Result<()> {
         Ok(())
     }
     fn sum(&mut self, _: &B, _: B::Mut<'_, f64>) -> Result<()> {

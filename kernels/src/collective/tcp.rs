@@ -210,6 +210,40 @@ mod tests {
     }
 
     #[test]
+    fn tables_come_to_the_first_and_go_from_it() {
+        let parts = [0..1_300_001, 1_300_001..1_300_001, 1_300_001..LEN];
+        let got = on_all(3, |mut ranks| {
+            let (rank, backend) = (Collective::<Cpu<f32>>::rank(&ranks), Cpu::<f32>::new());
+            let own: Vec<f32> = parts[rank].clone().map(|i| gradient(3, i)).collect();
+            let mut whole = vec![f32::NAN; if rank == 0 { LEN } else { 0 }];
+            ranks.gather_to_first(&backend, &own, &parts, &mut whole).unwrap();
+            let mut sent = vec![if rank == 0 { 7.0 } else { f32::NAN }; 5];
+            ranks.send_from_first(&backend, &mut sent).unwrap();
+            (whole, sent)
+        });
+        let want: Vec<f32> = (0..LEN).map(|i| gradient(3, i)).collect();
+        assert!(got[0].0 == want && got.iter().all(|g| g.1 == [7.0; 5]));
+    }
+
+    #[test]
+    fn own_work_ends_where_others_are_waited_for() {
+        let slow = std::time::Duration::from_millis(60);
+        let seconds = on_all(2, |mut ranks| {
+            let (rank, backend) = (Collective::<Cpu<f32>>::rank(&ranks), Cpu::<f32>::new());
+            let mut grads: Buffer<f32> = backend.zeros("gradients", 10).unwrap();
+            let division = Division::Replicated { len: 10 };
+            ranks.begin_work(&backend).unwrap();
+            if rank == 1 {
+                std::thread::sleep(slow);
+            }
+            ranks.begin_reduce(&backend, &grads, 0..10, &division, Wire::Full).unwrap();
+            ranks.finish_reduce(&backend, &mut grads).unwrap();
+            Collective::<Cpu<f32>>::work_seconds(&mut ranks).unwrap()
+        });
+        assert!(seconds[1] >= slow.as_secs_f64() && seconds[0] < 0.5 * seconds[1], "{seconds:?}");
+    }
+
+    #[test]
     fn a_rank_that_is_gone_is_named() {
         let errors = on_all(3, |mut ranks| {
             if Collective::<Cpu<f32>>::rank(&ranks) == 1 {

@@ -7,7 +7,7 @@ use super::failure::Doing;
 use super::images::{ARCHS, IMAGES, Image};
 use super::launch::Function;
 use super::probe::runs;
-use super::{events, gemm, graph, timing};
+use super::{events, gemm, graph, profile};
 use crate::{Error, Result};
 use cudarc::driver::result as driver;
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
@@ -45,7 +45,7 @@ pub struct Device {
     pub(super) events: Mutex<events::Pool>,
     pub(super) graphs: Mutex<graph::Graphs>,
     pub(super) state: graph::State,
-    pub(super) profile: timing::Profile,
+    pub(super) profile: profile::Profile,
 }
 
 // SAFETY: the handles are the driver's, which may be used from any thread; every method makes the context current first.
@@ -182,7 +182,7 @@ impl Device {
             events: Mutex::default(),
             graphs: Mutex::default(),
             state: graph::State::default(),
-            profile: timing::Profile::default(),
+            profile: profile::Profile::default(),
         };
         for image in images.iter().filter(|image| image.only.is_none_or(|only| runs(only, arch))) {
             // SAFETY: a fatbin that nvcc wrote, whole

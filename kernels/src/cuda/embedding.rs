@@ -4,7 +4,7 @@
 use super::columns::{Columns, add_partials, aligned, at, wide};
 use super::device::Device;
 use super::launch::{Arg, Launch, dropout, kernel};
-use super::layernorm::{BACKWARD_THREADS, backward_blocks, columns_held, forward_blocks};
+use super::layernorm::{backward_blocks, forward_blocks, held, holder};
 use super::{Cuda, Element};
 use crate::Result;
 use crate::backend::{EmbeddingBackward, EmbeddingForward, Groups};
@@ -54,15 +54,11 @@ pub(super) fn forward<E: Element>(device: &Device, args: EmbeddingForward<'_, Cu
         kind: kind.ptr(),
     };
     let addresses = [y.ptr(), z.ptr(), tables.word, tables.position, tables.kind, gamma.ptr(), beta.ptr()];
-    let held = columns_held::<E>(h, &addresses);
-    let name = match held {
-        Some(256) => kernel!(E, "embedding_forward_256"),
-        Some(512) => kernel!(E, "embedding_forward_512"),
-        Some(768) => kernel!(E, "embedding_forward_768"),
-        Some(_) => kernel!(E, "embedding_forward_1024"),
-        None => kernel!(E, "embedding_forward_any"),
-    };
-    let launch = Launch::new(device, name).view_mut(&mut y).view_mut(&mut z).view_mut(&mut mean);
+    let held = holder::<E>(h, &addresses);
+    let launch = Launch::new(device, held!(E, held, "embedding_forward"))
+        .view_mut(&mut y)
+        .view_mut(&mut z)
+        .view_mut(&mut mean);
     let launch = launch.view_mut(&mut rstd).arg(tables).view(&gamma).view(&beta);
     let (grid, block, shared) = forward_blocks(held, [rows, h]);
     // SAFETY: the arguments are the kernel's, and their lengths were checked; the indices are the caller's promise
@@ -98,20 +94,17 @@ pub(super) fn backward<E: Element>(device: &Device, args: EmbeddingBackward<'_, 
     }
     let vectors = h.is_multiple_of(wide::<E>()) && dy.is_aligned();
     let columns = Columns::new(device, rows, h, if vectors { wide::<E>() } else { 1 });
-    let held = columns_held::<E>(h, &[dy.ptr(), z.ptr(), gamma.ptr()]);
-    let blocks = backward_blocks(device, held, rows);
+    let held = holder::<E>(h, &[dy.ptr(), z.ptr(), gamma.ptr()]);
+    let (blocks, threads, shared) = backward_blocks::<E>(device, held, [rows, h]);
     // the kernels run one after another, so one piece of scratch serves them all
     let floats = [blocks * 2 * h, columns.partials(kinds, h), rows.div_ceil(GROUP_CHUNK) * 2 * h];
     let scratch = device.scratch(floats.into_iter().fold(0, usize::max) * size_of::<f32>())?;
 
-    let name = match held {
-        Some(256) => kernel!(E, "embedding_backward_256"),
-        Some(512) => kernel!(E, "embedding_backward_512"),
-        Some(768) => kernel!(E, "embedding_backward_768"),
-        Some(_) => kernel!(E, "embedding_backward_1024"),
-        None => kernel!(E, "embedding_backward_any"),
-    };
-    let launch = Launch::new(device, name).view_mut(&mut dy).view(&z).view(&mean).view(&rstd);
+    let launch = Launch::new(device, held!(E, held, "embedding_backward"))
+        .view_mut(&mut dy)
+        .view(&z)
+        .view(&mean)
+        .view(&rstd);
     let launch = launch.view(&gamma).arg(scratch).size(rows).size(h).arg(d);
     let dst = [&dgamma, &dbeta].map(|range| at(grads.ptr(), range));
     let name = if vectors { kernel!(E, "kind_sums") } else { kernel!(E, "kind_sums_any") };
@@ -120,7 +113,7 @@ pub(super) fn backward<E: Element>(device: &Device, args: EmbeddingBackward<'_, 
     // SAFETY: the arguments are the kernels', and their lengths were checked; scratch has room for each; the indices are the
     // caller's promise
     unsafe {
-        launch.run([blocks, 1, 1], [BACKWARD_THREADS, 1, 1], 0)?;
+        launch.run([blocks, 1, 1], threads, shared)?;
         add_partials(device, &dst, scratch, blocks, h)?;
         columns.sum(device, by_kind, scratch, at(grads.ptr(), &dkind), kinds, h)?;
         for (_, range, _, groups) in &tables {

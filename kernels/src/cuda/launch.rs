@@ -278,10 +278,10 @@ impl Device {
 
 /// The symbol of a kernel for the backend's elements: `kernel!(E, "name")` is `name_f32` or `name_bf16`.
 macro_rules! kernel {
-    ($element:ty, $name:literal) => {
+    ($element:ty, $($name:literal),+) => {
         match <$element as $crate::cuda::Element>::KIND {
-            $crate::cuda::Kind::F32 => concat!($name, "_f32"),
-            $crate::cuda::Kind::Bf16 => concat!($name, "_bf16"),
+            $crate::cuda::Kind::F32 => concat!($($name,)+ "_f32"),
+            $crate::cuda::Kind::Bf16 => concat!($($name,)+ "_bf16"),
         }
     };
 }

@@ -11,37 +11,91 @@ use crate::error::{check_len, check_range};
 const WARP: usize = 32;
 /// Threads of a block of the forward kernels that hold a row in a warp.
 const FORWARD_THREADS: usize = 128;
-/// Threads of a block of backward, of the kernels for any length, too, as in cu/common/layernorm.cuh.
-pub(super) const BACKWARD_THREADS: usize = 256;
-/// Threads of a block of the forward kernels for any length, as in cu/common/layernorm.cuh.
+/// Threads of a block of the backward kernels that hold a row in a warp, as in cu/common/layernorm.cuh.
+const BACKWARD_THREADS: usize = 256;
+/// Threads of a block of the kernels for any length, as in cu/common/layernorm.cuh.
 const ANY_THREADS: usize = 256;
+/// Columns that a thread has where a block holds a row, forward and backward: `WIDE_FORWARD_VECS` and `WIDE_BACKWARD_VECS` of
+/// cu/common/layernorm.cuh, in columns.
+const WIDE_COLUMNS: [usize; 2] = [16, 8];
+/// The longest row that a block holds.
+const WIDEST: usize = 4096;
+/// Threads of a multiprocessor that a backward kernel keeps busy whose blocks hold a row.
+const WIDE_RESIDENT: usize = 512;
 
-/// The smallest of the kernels, by the columns that its warps hold, that takes rows of `cols`; none if only the
-/// one for any length does.
-pub(super) fn columns_held<E>(cols: usize, addresses: &[u64]) -> Option<usize> {
-    let vectors = cols.is_multiple_of(wide::<E>()) && aligned(addresses);
-    [256, 512, 768, 1024].into_iter().find(|&held| vectors && cols <= held)
+/// Who holds a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Held {
+    /// A warp, by the kernel for at most this many columns.
+    Warp(usize),
+    /// A block.
+    Block,
+    /// Nobody: one column a thread at a time.
+    Any,
 }
 
-/// Grid, block and bytes of shared memory of a forward kernel that holds `held` columns in a warp, or of the one for any
-/// length, which has a row in shared memory.
-pub(super) fn forward_blocks(held: Option<usize>, [rows, h]: [usize; 2]) -> ([usize; 3], [usize; 3], usize) {
+/// Of rows of `cols` elements; vectors need addresses that are multiples of 16.
+pub(super) fn holder<E>(cols: usize, addresses: &[u64]) -> Held {
+    if !cols.is_multiple_of(wide::<E>()) || !aligned(addresses) || cols > WIDEST {
+        return Held::Any;
+    }
+    [256, 512, 768, 1024].into_iter().find(|&held| cols <= held).map_or(Held::Block, Held::Warp)
+}
+
+/// The symbol of the op's kernel for a holder: `held!(E, held, "name")` is `name_256_f32` or the like.
+macro_rules! held {
+    ($element:ty, $held:expr, $name:literal) => {
+        match $held {
+            $crate::cuda::layernorm::Held::Warp(256) => kernel!($element, $name, "_256"),
+            $crate::cuda::layernorm::Held::Warp(512) => kernel!($element, $name, "_512"),
+            $crate::cuda::layernorm::Held::Warp(768) => kernel!($element, $name, "_768"),
+            $crate::cuda::layernorm::Held::Warp(_) => kernel!($element, $name, "_1024"),
+            $crate::cuda::layernorm::Held::Block => kernel!($element, $name, "_wide"),
+            $crate::cuda::layernorm::Held::Any => kernel!($element, $name, "_any"),
+        }
+    };
+}
+pub(super) use held;
+
+/// Threads of a block that holds a row of `h` columns, `columns` a thread.
+fn block_threads(h: usize, columns: usize) -> usize {
+    h.div_ceil(columns).next_multiple_of(WARP)
+}
+
+/// Grid, block and bytes of shared memory of a forward kernel.
+pub(super) fn forward_blocks(held: Held, [rows, h]: [usize; 2]) -> ([usize; 3], [usize; 3], usize) {
     match held {
-        Some(_) => ([rows.div_ceil(FORWARD_THREADS / WARP), 1, 1], [FORWARD_THREADS, 1, 1], 0),
-        None => ([rows, 1, 1], [ANY_THREADS, 1, 1], h * size_of::<f32>()),
+        Held::Warp(_) => ([rows.div_ceil(FORWARD_THREADS / WARP), 1, 1], [FORWARD_THREADS, 1, 1], 0),
+        Held::Block => ([rows, 1, 1], [block_threads(h, WIDE_COLUMNS[0]), 1, 1], 0),
+        // a row in shared memory
+        Held::Any => ([rows, 1, 1], [ANY_THREADS, 1, 1], h * size_of::<f32>()),
     }
 }
 
-/// Number of blocks of a backward kernel that holds `held` columns in a warp, or of the one for any length: those that fit
-/// the GPU at once. Each writes column sums. It depends on the sizes and the GPU alone.
-pub(super) fn backward_blocks(device: &Device, held: Option<usize>, rows: usize) -> usize {
-    let (resident, at_once) = match held {
-        Some(256) => (4, BACKWARD_THREADS / WARP),
-        Some(512) => (2, BACKWARD_THREADS / WARP),
-        Some(_) => (1, BACKWARD_THREADS / WARP),
-        None => (4, 1),
+/// Blocks, threads of each and bytes of their shared memory, of a backward kernel. The blocks are those that fit the GPU at once,
+/// as each writes column sums. Their number depends on the sizes and the GPU alone.
+pub(super) fn backward_blocks<E: Element>(
+    device: &Device,
+    held: Held,
+    [rows, h]: [usize; 2],
+) -> (usize, [usize; 3], usize) {
+    let (threads, at_once, resident) = match held {
+        Held::Warp(256) => (BACKWARD_THREADS, BACKWARD_THREADS / WARP, 2),
+        Held::Warp(_) => (BACKWARD_THREADS, BACKWARD_THREADS / WARP, 1),
+        Held::Block => {
+            let threads = block_threads(h, WIDE_COLUMNS[1]);
+            (threads, 1, WIDE_RESIDENT / threads)
+        }
+        Held::Any => (ANY_THREADS, 1, 4),
     };
-    rows.div_ceil(at_once).min(resident * device.multiprocessors())
+    // `RowRing` of cu/common/layernorm.cuh: dy and z of a few rows for each holder
+    let stages = if size_of::<E>() == 2 { 3 } else { 1 };
+    let shared = match held {
+        Held::Warp(columns) => at_once * stages * 2 * columns * size_of::<E>(),
+        Held::Block => stages * 2 * threads * WIDE_COLUMNS[1] * size_of::<E>(),
+        Held::Any => 0,
+    };
+    (rows.div_ceil(at_once).min(resident * device.multiprocessors()), [threads, 1, 1], shared)
 }
 
 pub(super) fn forward<E: Element>(device: &Device, args: LayerNormForward<'_, Cuda<E>>) -> Result<()> {
@@ -60,15 +114,11 @@ pub(super) fn forward<E: Element>(device: &Device, args: LayerNormForward<'_, Cu
         return Ok(());
     }
     let residual = residual.map_or(0, |r| r.ptr());
-    let held = columns_held::<E>(h, &[y.ptr(), z.ptr(), residual, gamma.ptr(), beta.ptr()]);
-    let name = match held {
-        Some(256) => kernel!(E, "layernorm_forward_256"),
-        Some(512) => kernel!(E, "layernorm_forward_512"),
-        Some(768) => kernel!(E, "layernorm_forward_768"),
-        Some(_) => kernel!(E, "layernorm_forward_1024"),
-        None => kernel!(E, "layernorm_forward_any"),
-    };
-    let launch = Launch::new(device, name).view_mut(&mut y).view_mut(&mut z).arg(residual);
+    let held = holder::<E>(h, &[y.ptr(), z.ptr(), residual, gamma.ptr(), beta.ptr()]);
+    let launch = Launch::new(device, held!(E, held, "layernorm_forward"))
+        .view_mut(&mut y)
+        .view_mut(&mut z)
+        .arg(residual);
     let launch = launch.view_mut(&mut mean).view_mut(&mut rstd).view(&gamma).view(&beta);
     let (grid, block, shared) = forward_blocks(held, [rows, h]);
     // SAFETY: the arguments are the kernel's, and their lengths were checked
@@ -93,22 +143,19 @@ pub(super) fn backward<E: Element>(device: &Device, args: LayerNormBackward<'_, 
     if rows * h == 0 {
         return Ok(());
     }
-    let held = columns_held::<E>(h, &[dz.ptr(), dx.ptr(), dy.ptr(), z.ptr(), gamma.ptr()]);
-    let blocks = backward_blocks(device, held, rows);
+    let held = holder::<E>(h, &[dz.ptr(), dx.ptr(), dy.ptr(), z.ptr(), gamma.ptr()]);
+    let (blocks, threads, shared) = backward_blocks::<E>(device, held, [rows, h]);
     let partials = device.scratch(blocks * ranges.len() * h * size_of::<f32>())?;
-    let name = match held {
-        Some(256) => kernel!(E, "layernorm_backward_256"),
-        Some(512) => kernel!(E, "layernorm_backward_512"),
-        Some(768) => kernel!(E, "layernorm_backward_768"),
-        Some(_) => kernel!(E, "layernorm_backward_1024"),
-        None => kernel!(E, "layernorm_backward_any"),
-    };
-    let launch = Launch::new(device, name).view_mut(&mut dz).view_mut(&mut dx).view(&dy).view(&z);
+    let launch = Launch::new(device, held!(E, held, "layernorm_backward"))
+        .view_mut(&mut dz)
+        .view_mut(&mut dx)
+        .view(&dy)
+        .view(&z);
     let launch = launch.view(&mean).view(&rstd).view(&gamma).arg(partials).size(rows).size(h).arg(d);
     let dst = ranges.map(|(_, range)| range.map_or(0, |range| at(grads.ptr(), range)));
     // SAFETY: the arguments are the kernels', and their lengths were checked; scratch has a row for each block and tensor
     unsafe {
-        launch.run([blocks, 1, 1], [BACKWARD_THREADS, 1, 1], 0)?;
+        launch.run([blocks, 1, 1], threads, shared)?;
         add_partials(device, &dst, partials, blocks, h)
     }
 }

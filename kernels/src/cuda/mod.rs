@@ -23,17 +23,19 @@ mod nonfinite;
 mod optim;
 mod pinned;
 mod probe;
+mod profile;
 mod rows;
 mod tensor_map;
 mod timing;
 mod transfer;
+mod work;
 
 pub use device::{Device, OLDEST, OLDEST_DRIVER, count, driver_version, pci_bus_id};
 pub use images::{ARCHS, COMPILER, IMAGES, Image, Resources, resources};
 pub use memory::{Memory, View, ViewMut};
 pub use nccl::Nccl;
 pub use probe::{DriverProbe, GpuProbe, KernelsProbe, LibraryProbe, Probe, Trouble, probe};
-pub use timing::KernelTime;
+pub use profile::{KernelTime, OpTime, Work};
 pub use transfer::{Mark, Pending};
 
 use crate::backend::*;
@@ -142,6 +144,7 @@ impl<E: Element> Cuda<E> {
     /// Lengths that do not, and what the driver says.
     pub fn copy<T: Pod + Send + Sync>(&self, dst: ViewMut<'_, T>, src: View<'_, T>) -> Result<()> {
         check_len("copy", "src", src.len(), dst.len())?;
+        let _op = self.device.op(|| work::copy(size_of::<T>() * dst.len()));
         self.device.copy(dst.ptr(), src.ptr(), size_of::<T>() * dst.len())
     }
 }
@@ -235,6 +238,7 @@ impl<E: Element> Backend for Cuda<E> {
         self.transfer.end_step()
     }
     fn clear<T: Pod + Send + Sync>(&self, dst: ViewMut<'_, T>) -> Result<()> {
+        let _op = self.device.op(|| work::clear(size_of::<T>() * dst.len()));
         self.device.fill(dst.ptr(), 0, dst.len() * size_of::<T>())
     }
 
@@ -271,76 +275,100 @@ impl<E: Element> Backend for Cuda<E> {
     }
 
     fn embedding_forward(&self, args: EmbeddingForward<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::embedding_forward(&args));
         embedding::forward(&self.device, args)
     }
     fn embedding_backward(&self, args: EmbeddingBackward<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::embedding_backward(&args));
         embedding::backward(&self.device, args)
     }
     fn layernorm_forward(&self, args: LayerNormForward<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::layernorm_forward(&args));
         layernorm::forward(&self.device, args)
     }
     fn layernorm_backward(&self, args: LayerNormBackward<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::layernorm_backward(&args));
         layernorm::backward(&self.device, args)
     }
     fn linear_forward(&self, args: LinearForward<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::linear_forward(&args));
         linear::forward(&self.products, args)
     }
     fn linear_dgrad(&self, args: LinearDgrad<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::linear_dgrad(&args));
         linear::dgrad(&self.products, args)
     }
     fn linear_wgrad(&self, args: LinearWgrad<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::linear_wgrad(&args));
         linear::wgrad(&self.products, args)
     }
     fn bias_grad(&self, args: BiasGrad<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::bias_grad(&args));
         rows::bias_grad(&self.device, args)
     }
     fn gelu_forward(&self, args: GeluForward<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::gelu_forward(&args));
         gelu::forward(&self.device, args)
     }
     fn gelu_backward(&self, args: GeluBackward<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::gelu_backward(&args));
         gelu::backward(&self.device, args)
     }
     fn attention_forward(&self, args: AttentionForward<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::attention_forward(&args));
         attention::forward(&self.device, args)
     }
     fn attention_backward(&self, args: AttentionBackward<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::attention_backward(&args));
         attention::backward(&self.device, args)
     }
     fn gather_rows(&self, args: GatherRows<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::gather_rows(&args));
         rows::gather(&self.device, args)
     }
     fn scatter_add_rows(&self, args: ScatterAddRows<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::scatter_add_rows(&args));
         rows::scatter_add(&self.device, args)
     }
     fn cross_entropy(&self, args: CrossEntropy<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::cross_entropy(&args));
         cross_entropy::cross_entropy(&self.device, args)
     }
     fn tanh_forward(&self, args: TanhForward<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::tanh_forward(&args));
         gelu::tanh_forward(&self.device, args)
     }
     fn tanh_backward(&self, args: TanhBackward<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::tanh_backward(&args));
         gelu::tanh_backward(&self.device, args)
     }
 
     fn square_sums(&self, sums: ViewMut<'_, f64>, x: View<'_, f32>) -> Result<()> {
+        let _op = self.device.op(|| work::floats("square_sums", 1, x.len()));
         optim::square_sums(&self.device, sums, x)
     }
     fn root_of_sum(&self, norm: ViewMut<'_, f32>, sums: View<'_, f64>) -> Result<()> {
+        let _op = self.device.op(|| work::floats("root_of_sum", 2, sums.len()));
         optim::root_of_sum(&self.device, norm, sums)
     }
     fn find_nonfinite(&self, place: ViewMut<'_, f32>, x: View<'_, f32>, norm: View<'_, f32>) -> Result<()> {
+        let _op = self.device.op(|| work::floats("find_nonfinite", 1, norm.len()));
         nonfinite::find_nonfinite(&self.device, place, x, norm)
     }
     fn clip(&self, x: ViewMut<'_, f32>, norm: View<'_, f32>, max_norm: f64) -> Result<()> {
+        let _op = self.device.op(|| work::floats("clip", 2, x.len()));
         optim::clip(&self.device, x, norm, max_norm)
     }
     fn adamw(&self, args: OptimizerStep<'_, Self>) -> Result<()> {
+        let _op = self.device.op(|| work::optimizer("adamw", &args, 7, true));
         optim::adamw(&self.device, &self.spans, args)
     }
     fn lamb_moments(&self, args: OptimizerStep<'_, Self>, sums: ViewMut<'_, f64>) -> Result<()> {
+        let _op = self.device.op(|| work::optimizer("lamb_moments", &args, 6, false));
         optim::lamb_moments(&self.device, &self.spans, args, sums)
     }
     fn lamb_apply(&self, args: OptimizerStep<'_, Self>, sums: View<'_, f64>) -> Result<()> {
+        let _op = self.device.op(|| work::optimizer("lamb_apply", &args, 4, true));
         optim::lamb_apply(&self.device, &self.spans, args, sums)
     }
 }

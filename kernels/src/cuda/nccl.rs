@@ -1,8 +1,9 @@
 //! Ranks with a GPU each, over NCCL.
 //!
 //! What the GPUs exchange is queued on a stream of its own, which events order against the ops: backward goes on while
-//! gradients travel, and nothing here waits for the GPU. What the hosts exchange (sums of a few numbers, checkpoints, NCCL's
-//! own id) goes over the transport of bytes that they have anyhow.
+//! gradients travel, and nothing here waits for the GPU. What the hosts exchange (sums of a few numbers, texts, NCCL's own id) goes
+//! over the transport of bytes that they have anyhow; only whole tables, as of a checkpoint, go through the GPUs' memory, in
+//! pieces.
 //!
 //! **Gradients.** The part of a bucket that a rank updates is reduced to that rank (`ncclReduce` in place, those of one bucket in
 //! one group), since shards are ranges of the whole table that optimizers, norms and checkpoints share. Of a bucket of B
@@ -18,32 +19,34 @@
 //! repeat bit for bit in the same place, but differ from those of other transports by rounding. In bf16 every partial
 //! sum on the way is rounded again. `NCCL_ALGO` and `NCCL_PROTO` pin the choice.
 
+mod cards;
 mod communicator;
 mod library;
+mod stream;
+mod work;
 
+pub use cards::takes_several_on_one_gpu;
 pub use library::{OLDEST, SEVERAL_ON_ONE_GPU, dotted, version};
 
 use super::device::Device;
 use super::events::Event;
-use super::failure::Doing;
-use super::launch::Launch;
 use super::memory::Memory;
 use super::{Cuda, Element, Kind, View, ViewMut, Weights};
 use crate::collective::{Collective, Division, Transport, Wire, sum_on_hosts};
 use crate::{Error, Result};
+use bytemuck::cast_slice_mut;
+use cards::{Card, agree, exchange_id};
 use communicator::{Communicator, Group};
-use cudarc::driver::result as driver;
-use cudarc::driver::sys;
 use half::bf16;
-use library::{Calls, SUM, Type, UniqueId};
+use library::{Calls, SUM, Type};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
+use stream::{Stream, WIDE, cast};
+use work::Work;
 
-/// Lets NCCL put several ranks on one GPU, from 2.30 on.
-const SEVERAL: &str = "NCCL_MULTI_RANK_GPU_ENABLE";
-/// Elements of bf16 in 16 bytes.
-const WIDE: usize = 8;
+/// Numbers that go through the GPU's memory between hosts, at a time.
+const PIECE: usize = 1 << 20;
 
 /// The ranks of a job on GPUs.
 pub struct Nccl {
@@ -51,50 +54,13 @@ pub struct Nccl {
     communicator: Communicator,
     /// Of gradients on their way in bf16; reused, in the order of the stream.
     narrow: Option<Memory<bf16>>,
+    /// For what goes between hosts.
+    passage: Memory<f32>,
+    work: Work,
     stream: Stream,
     device: Arc<Device>,
     hosts: Box<dyn Transport>,
     calls: &'static Calls,
-}
-
-/// A stream beside the ops.
-struct Stream {
-    device: Arc<Device>,
-    raw: sys::CUstream,
-}
-
-// SAFETY: the handle is the driver's, which may be used from any thread
-unsafe impl Send for Stream {}
-
-impl Stream {
-    /// One whose work goes before that of the ops where the GPU has room for one of the two only: others wait for it.
-    fn new(device: &Arc<Device>) -> Result<Self> {
-        device.bind()?;
-        let (mut least, mut greatest, mut raw) = (0, 0, std::ptr::null_mut());
-        // SAFETY: all places live through the calls
-        unsafe {
-            sys::cuCtxGetStreamPriorityRange(&mut least, &mut greatest)
-                .doing("cannot read the GPU's priorities")?;
-            let flags = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as u32;
-            sys::cuStreamCreateWithPriority(&mut raw, flags, greatest).doing("cannot create a stream")?;
-        }
-        Ok(Self { device: device.clone(), raw })
-    }
-
-    fn synchronize(&self) -> Result<()> {
-        self.device.bind()?;
-        // SAFETY: the stream lives as long as self
-        unsafe { driver::stream::synchronize(self.raw) }.doing("the GPU failed at work queued before")
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        // A destructor has nobody to tell of a failure.
-        let _ = self.synchronize();
-        // SAFETY: nothing is queued on it any more, and nobody else has it
-        let _ = unsafe { driver::stream::destroy(self.raw) };
-    }
 }
 
 impl Nccl {
@@ -115,7 +81,9 @@ impl Nccl {
         let id = exchange_id(calls, hosts.as_mut())?;
         let stream = Stream::new(&device)?;
         let communicator = Communicator::join(calls, &device, id, rank, world, patience)?;
-        Ok(Self { communicator, narrow: None, stream, device, hosts, calls })
+        let passage = Memory::zeroed(&device, "numbers on their way between hosts", PIECE)?;
+        let work = Work::new(&device);
+        Ok(Self { communicator, narrow: None, passage, work, stream, device, hosts, calls })
     }
 
     /// Lets the own stream go on where the device's ops are now.
@@ -173,15 +141,29 @@ impl Nccl {
 
     /// The elements of `part` go from rank `root` to all.
     fn broadcast<T>(&self, group: &mut Group<'_>, part: ViewMut<'_, T>, kind: Type, root: usize) {
-        if part.is_empty() {
-            return;
+        if !part.is_empty() {
+            self.broadcast_at(group, part.ptr(), part.len(), kind, root);
         }
-        let (data, count, root) = (part.ptr() as *mut _, part.len(), root as i32);
+    }
+
+    fn broadcast_at(&self, group: &mut Group<'_>, at: u64, count: usize, kind: Type, root: usize) {
+        let (data, root) = (at as *mut _, root as i32);
         // SAFETY: `count` elements of the kind lie there, and are not touched before the stream has passed
         let code = unsafe {
             (group.calls.broadcast)(data, data, count, kind as i32, root, group.comm, self.stream.raw)
         };
         group.note(code);
+    }
+
+    /// The first `len` numbers of the passage go from rank `root` to all, in the order of the ops.
+    fn pass(&mut self, device: &Arc<Device>, len: usize, root: usize) -> Result<()> {
+        self.after_ops(device)?;
+        // Its own borrow: the group takes the rest of self.
+        let passage = self.passage.view_mut(0..len).ptr();
+        self.communicator.group("cannot pass numbers between hosts", |group| {
+            self.broadcast_at(group, passage, len, Type::F32, root);
+        })?;
+        self.before_ops(device)
     }
 
     /// Room for `len` elements on their way.
@@ -217,114 +199,16 @@ impl Nccl {
     }
 }
 
-/// Whether several ranks may have one GPU: NCCL can, and the environment tells it to.
-///
-/// # Errors
-/// As [`version`].
-pub fn takes_several_on_one_gpu() -> Result<bool> {
-    Ok(takes_several(version()?))
-}
-
-fn takes_several(version: i32) -> bool {
-    version >= SEVERAL_ON_ONE_GPU && std::env::var(SEVERAL).is_ok_and(|value| value == "1")
-}
-
-/// Queues one of the casts of cu/cast.cu.
-fn cast(
-    device: &Device,
-    stream: &Stream,
-    kernel: &'static str,
-    to: u64,
-    from: u64,
-    len: usize,
-) -> Result<()> {
-    const THREADS: usize = 256;
-    let blocks = len.div_ceil(THREADS * WIDE).min(8 * device.multiprocessors());
-    let launch = Launch::new(device, kernel).arg(to).arg(from).arg(len as u64);
-    // SAFETY: both have `len` elements of their types, which the caller checked
-    unsafe { launch.run_on(stream.raw, [blocks, 1, 1], [THREADS, 1, 1], 0) }
+/// A range in pieces that the passage has room for.
+fn pieces(range: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.clone().step_by(PIECE).map(move |start| start..(start + PIECE).min(end))
 }
 
 /// The elements that both have; empty at a place in `a` where there are none.
 fn common(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
     let start = b.start.clamp(a.start, a.end);
     start..b.end.clamp(start, a.end)
-}
-
-/// What ranks tell each other before they join.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Card {
-    /// Of NCCL; 0 where there is none.
-    version: i32,
-    /// The GPU's own number.
-    gpu: [u8; 16],
-}
-
-impl Card {
-    const BYTES: usize = 20;
-
-    fn exchange(self, hosts: &mut dyn Transport) -> Result<Vec<Self>> {
-        let (rank, world) = (hosts.rank(), hosts.world());
-        let mut bytes = vec![0; Self::BYTES * world];
-        let own = &mut bytes[rank * Self::BYTES..][..Self::BYTES];
-        own[..4].copy_from_slice(&self.version.to_ne_bytes());
-        own[4..].copy_from_slice(&self.gpu);
-        let parts: Vec<_> = (0..world).map(|r| r * Self::BYTES..(r + 1) * Self::BYTES).collect();
-        hosts.all_gather(&mut bytes, &parts)?;
-        let read = |bytes: &[u8; Self::BYTES]| {
-            let (version, gpu) = bytes.split_at(4);
-            let mut card = Self { version: 0, gpu: [0; 16] };
-            card.version = i32::from_ne_bytes([version[0], version[1], version[2], version[3]]);
-            card.gpu.copy_from_slice(gpu);
-            card
-        };
-        Ok(bytes.as_chunks().0.iter().map(read).collect())
-    }
-}
-
-/// Whether ranks with these cards can join.
-fn agree(cards: &[Card]) -> Result<()> {
-    if let Some(rank) = cards.iter().position(|card| card.version == 0) {
-        return Err(Error::Ranks(format!("rank {rank} has no NCCL that can be used; see its message")));
-    }
-    let version = cards[0].version;
-    if let Some(rank) = cards.iter().position(|card| card.version != version) {
-        return Err(Error::Ranks(format!(
-            "rank {rank} has NCCL {}, rank 0 has {}: install the same version on all machines",
-            dotted(cards[rank].version),
-            dotted(version)
-        )));
-    }
-    let twice = (0..cards.len()).find_map(|b| Some(((0..b).find(|&a| cards[a].gpu == cards[b].gpu)?, b)));
-    if let Some((a, b)) = twice
-        && !takes_several(version)
-    {
-        return Err(Error::Ranks(format!(
-            "ranks {a} and {b} have the same GPU: start as many as there are GPUs (NCCL {} takes several on one GPU from {} on, \
-             with {SEVERAL}=1)",
-            dotted(version),
-            dotted(SEVERAL_ON_ONE_GPU)
-        )));
-    }
-    Ok(())
-}
-
-/// NCCL's id of rank 0, on all ranks.
-fn exchange_id(calls: &Calls, hosts: &mut dyn Transport) -> Result<UniqueId> {
-    let mut id = UniqueId([0; 128]);
-    let mut made = Ok(());
-    if hosts.rank() == 0 {
-        // SAFETY: `id` lives through the call
-        made = calls.check("cannot make an id for the ranks", unsafe { (calls.get_unique_id)(&mut id) });
-    }
-    let mut parts = vec![id.0.len()..id.0.len(); hosts.world()];
-    parts[0] = 0..id.0.len();
-    hosts.all_gather(&mut id.0, &parts)?;
-    made?;
-    match id.0.iter().all(|&byte| byte == 0) {
-        true => Err(Error::Ranks("rank 0 could not make NCCL's id; see its message".into())),
-        false => Ok(id),
-    }
 }
 
 impl<E: Element> Collective<Cuda<E>> for Nccl {
@@ -336,6 +220,14 @@ impl<E: Element> Collective<Cuda<E>> for Nccl {
     }
     fn describe(&self) -> String {
         format!("{} GPUs over NCCL {}", self.hosts.world(), dotted(self.calls.version))
+    }
+
+    fn begin_work(&mut self, _: &Cuda<E>) -> Result<()> {
+        self.work.begin()
+    }
+
+    fn work_seconds(&mut self) -> Result<f64> {
+        self.work.seconds()
     }
 
     fn begin_reduce(
@@ -362,6 +254,7 @@ impl<E: Element> Collective<Cuda<E>> for Nccl {
 
     fn finish_reduce(&mut self, backend: &Cuda<E>, _: &mut Memory<f32>) -> Result<()> {
         self.communicator.check()?;
+        self.work.end()?;
         self.before_ops(backend.device())
     }
 
@@ -394,6 +287,49 @@ impl<E: Element> Collective<Cuda<E>> for Nccl {
         self.before_ops(backend.device())
     }
 
+    fn gather_to_first(
+        &mut self,
+        backend: &Cuda<E>,
+        own: View<'_, f32>,
+        parts: &[Range<usize>],
+        whole: &mut [f32],
+    ) -> Result<()> {
+        let (rank, device) = (self.hosts.rank(), backend.device());
+        let passage = self.passage.view(0..PIECE).ptr();
+        for (root, part) in parts.iter().enumerate() {
+            for piece in pieces(part) {
+                let source = own.ptr() + ((piece.start - part.start) * size_of::<f32>()) as u64;
+                let target = if root == 0 { source } else { passage };
+                if root > 0 {
+                    if rank == root {
+                        device.copy(passage, source, piece.len() * size_of::<f32>())?;
+                    }
+                    self.pass(device, piece.len(), root)?;
+                }
+                if rank == 0 {
+                    device.download(cast_slice_mut(&mut whole[piece]), target)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn send_from_first(&mut self, backend: &Cuda<E>, data: &mut [f32]) -> Result<()> {
+        let (rank, device) = (self.hosts.rank(), backend.device());
+        let passage = self.passage.view(0..PIECE).ptr();
+        for piece in pieces(&(0..data.len())) {
+            let data = cast_slice_mut(&mut data[piece.clone()]);
+            if rank == 0 {
+                device.upload(passage, data)?;
+            }
+            self.pass(device, piece.len(), 0)?;
+            if rank > 0 {
+                device.download(data, passage)?;
+            }
+        }
+        Ok(())
+    }
+
     fn sum(&mut self, backend: &Cuda<E>, data: ViewMut<'_, f64>) -> Result<()> {
         if data.is_empty() {
             return self.communicator.check();
@@ -418,21 +354,6 @@ impl<E: Element> Collective<Cuda<E>> for Nccl {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn card(version: i32, gpu: u8) -> Card {
-        Card { version, gpu: [gpu; 16] }
-    }
-
-    #[test]
-    fn ranks_that_cannot_join_are_told_why() {
-        assert!(agree(&[card(22_807, 1), card(22_807, 2)]).is_ok());
-        let said = |cards: &[Card]| agree(cards).unwrap_err().to_string();
-        assert!(said(&[card(22_807, 1), card(0, 2)]).contains("rank 1 has no NCCL"));
-        let versions = said(&[card(22_807, 1), card(22_807, 2), card(23_007, 3)]);
-        assert!(versions.contains("rank 2 has NCCL 2.30.7, rank 0 has 2.28.7"), "{versions}");
-        let twice = said(&[card(22_807, 1), card(22_807, 2), card(22_807, 1)]);
-        assert!(twice.contains("ranks 0 and 2 have the same GPU") && twice.contains(SEVERAL), "{twice}");
-    }
 
     #[test]
     fn what_ranges_have_in_common() {

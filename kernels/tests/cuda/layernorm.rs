@@ -142,8 +142,8 @@ impl Case {
     }
 }
 
-/// Lengths that fill a warp's vectors and that do not, that fit no vector, that a warp does not hold; more rows than all blocks take
-/// at once.
+/// Lengths that fill a warp's vectors and that do not, that fit no vector, that a block holds, that it does not; more rows than all
+/// blocks take at once.
 fn cases() -> Vec<Case> {
     let sizes = [
         (1, 30),
@@ -158,14 +158,18 @@ fn cases() -> Vec<Case> {
         (33, 1000),
         (70, 1024),
         (7, 1032),
-        (3, 2048),
-        (2, 4096),
+        (200, 1536),
+        (70, 2040),
+        (40, 2048),
+        (9, 4096),
+        (2, 4104),
         (1100, 768),
         (9000, 64),
     ];
     let both =
         |(rows, h)| [(true, 0.1), (false, 0.0)].map(|(residual, p)| Case { rows, h, residual, p, past: 0 });
-    let more = [(7, 1024, 0.5, 0), (7, 1024, 0.1, 1), (7, 768, 0.5, 3)];
+    let more =
+        [(7, 1024, 0.5, 0), (7, 1024, 0.1, 1), (7, 768, 0.5, 3), (7, 2048, 0.5, 1), (5, 1032, 0.5, 0)];
     let more = more.map(|(rows, h, p, past)| Case { rows, h, residual: true, p, past });
     sizes.into_iter().flat_map(both).chain(more).collect()
 }

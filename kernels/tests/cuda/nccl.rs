@@ -30,6 +30,8 @@ fn rank_of_a_job() {
             exchange::<f32>(&rank, &mut nccl);
             println!("all is well: {}", Collective::<Cuda<f32>>::describe(&nccl));
         }
+        "tables" => tables(&rank, &mut rank.join(ENOUGH).unwrap()),
+        "work" => own_work(&rank, &mut rank.join(ENOUGH).unwrap()),
         "join" => {
             let patience = Duration::from_millis(1500);
             println!("{}", rank.join(patience).map_or_else(|e| e.to_string(), |_| "joined".to_owned()));
@@ -85,8 +87,7 @@ fn reduced<E: Element>(
 }
 
 fn exchange<E: Element>(rank: &Rank, nccl: &mut Nccl) {
-    let cuda = Cuda::<E>::new(rank.device(), Options { graph: false, measure: false, ..Options::default() })
-        .unwrap();
+    let cuda = cuda::<E>(rank);
     for sharded in [false, true] {
         let division = division(rank, sharded);
         let own = division.of(rank.rank);
@@ -176,12 +177,67 @@ fn on_hosts<E: Element>(rank: &Rank, nccl: &mut Nccl) {
     assert!(bytes.iter().enumerate().all(|(i, &byte)| usize::from(byte) == i / 2));
 }
 
+fn cuda<E: Element>(rank: &Rank) -> Cuda<E> {
+    Cuda::new(rank.device(), Options { graph: false, measure: false, ..Options::default() }).unwrap()
+}
+
+/// Tables of several pieces, in shares of different sizes, one of them empty, come to the first rank, and go from it to all.
+fn tables(rank: &Rank, nccl: &mut Nccl) {
+    let cuda = cuda::<bf16>(rank);
+    let ranks: &mut dyn Collective<Cuda<bf16>> = nccl;
+    let edges = [0, 1_500_001, 1_500_001, 3_700_003];
+    let len = edges[rank.world];
+    let parts: Vec<_> = edges.windows(2).take(rank.world).map(|e| e[0]..e[1]).collect();
+    let number = |i: usize| (i as f32 * 0.37).sin() + (i % 1001) as f32;
+    let want: Vec<f32> = (0..len).map(number).collect();
+    let own: Memory<f32> = put(&cuda, &want[parts[rank.rank].clone()]);
+    let view = Cuda::<bf16>::at(&own, 0..own.len());
+    let mut whole = vec![f32::NAN; if rank.rank == 0 { len } else { 0 }];
+    ranks.gather_to_first(&cuda, view, &parts, &mut whole).unwrap();
+    if rank.rank == 0 {
+        equal("gathered", &whole, &want);
+    }
+    let mut all = if rank.rank == 0 { want.clone() } else { vec![f32::NAN; len] };
+    ranks.send_from_first(&cuda, &mut all).unwrap();
+    equal("sent", &all, &want);
+    println!("all is well");
+}
+
+/// Rank 1's device has more to do; the others wait for it, and their own work does not take longer for that.
+fn own_work(rank: &Rank, nccl: &mut Nccl) {
+    let cuda = cuda::<f32>(rank);
+    let ranks: &mut dyn Collective<Cuda<f32>> = nccl;
+    let division = Division::Replicated { len: LEN };
+    let mut grads = put_f32(&cuda, &integers(rank.rank));
+    let ops = if rank.rank == 1 { 40 } else { 2 };
+    let mut sums: Memory<f64> = cuda.zeros("sums", LEN).unwrap();
+    let step = |ranks: &mut dyn Collective<Cuda<f32>>, grads: &mut Memory<f32>, sums: &mut Memory<f64>| {
+        ranks.begin_work(&cuda).unwrap();
+        for _ in 0..ops {
+            let parts = kernels::backend::stretches(&(0..LEN));
+            cuda.square_sums(Cuda::<f32>::at_mut(sums, parts), Cuda::<f32>::at(grads, 0..LEN)).unwrap();
+        }
+        ranks.begin_reduce(&cuda, grads, 0..LEN, &division, Wire::Full).unwrap();
+        ranks.finish_reduce(&cuda, grads).unwrap();
+    };
+    // Two steps are queued before the first one is asked for.
+    step(ranks, &mut grads, &mut sums);
+    for _ in 0..5 {
+        step(ranks, &mut grads, &mut sums);
+        let mut all = vec![0.0; rank.world];
+        all[rank.rank] = ranks.work_seconds().unwrap();
+        ranks.sum_host(&mut all).unwrap();
+        for other in (0..rank.world).filter(|&r| r != 1) {
+            assert!(all[other] > 0.0 && all[other] < 0.5 * all[1], "{all:?}");
+        }
+    }
+    println!("all is well");
+}
+
 /// Steps until something goes wrong, as training would find it out; dies after `steps`.
 fn reduce_until_it_fails(rank: &Rank, steps: usize) {
     let mut nccl = rank.join(ENOUGH).unwrap();
-    let cuda =
-        Cuda::<f32>::new(rank.device(), Options { graph: false, measure: false, ..Options::default() })
-            .unwrap();
+    let cuda = cuda::<f32>(rank);
     let division = division(rank, true);
     let mut grads = put_f32(&cuda, &integers(rank.rank));
     let mut step = |nccl: &mut Nccl| -> kernels::Result<()> {
@@ -214,6 +270,24 @@ fn what_ranks_exchange_is_what_the_host_computes() {
                 assert!(rank.said.contains(&format!("{world} GPUs over NCCL 2.")), "{}", rank.said);
             }
         }
+    }
+}
+
+#[test]
+fn tables_of_any_size_go_between_hosts() {
+    for world in [1, 2, 3] {
+        let Some(job) = Job::new("tables", world) else { return };
+        for ended in job.run() {
+            assert!(ended.well && ended.said.contains("all is well"), "{}", ended.said);
+        }
+    }
+}
+
+#[test]
+fn the_slowest_rank_is_the_one_whose_device_works_longest() {
+    let Some(job) = Job::new("work", 3) else { return };
+    for ended in job.run() {
+        assert!(ended.well && ended.said.contains("all is well"), "{}", ended.said);
     }
 }
 

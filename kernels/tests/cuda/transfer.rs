@@ -2,7 +2,7 @@ use crate::check::*;
 use half::bf16;
 use kernels::Backend;
 use kernels::backend::*;
-use kernels::cuda::{Cuda, Memory, Options};
+use kernels::cuda::{Cuda, Memory, Options, Work};
 
 type F32 = Cuda<f32>;
 
@@ -205,7 +205,7 @@ fn steps_are_launched_as_graphs() {
 }
 
 #[test]
-fn every_product_and_copy_is_timed() {
+fn every_op_is_timed_and_its_work_counted() {
     let cuda = cuda::<bf16>();
     let [x, w] = [put_elems(&cuda, &noise(20 * 30, 1)), put_elems(&cuda, &noise(30 * 30, 2))];
     let mut y = put_elems::<bf16>(&cuda, &noise(20 * 30, 3));
@@ -223,9 +223,15 @@ fn every_product_and_copy_is_timed() {
     let mut other = put_elems::<bf16>(&cuda, &noise(20, 3));
     cuda.clear(Cuda::<bf16>::at_mut(&mut other, 0..20)).unwrap();
     let times = device.profile().unwrap();
-    let mut calls: Vec<_> = times.iter().map(|t| (t.name, t.calls)).collect();
+    let mut calls: Vec<_> = times.iter().map(|t| (t.name.as_str(), t.calls, t.launches())).collect();
     calls.sort();
-    assert_eq!(calls, [("fill", 2), ("linear_forward", 3)]);
+    // what fills new memory is no op
+    assert_eq!(calls, [("clear", 1, 1), ("fill", 1, 1), ("linear_forward 20 x 30 -> 30", 3, 3)]);
+    let work = |name: &str| times.iter().find(|t| t.name.starts_with(name)).unwrap().work;
+    let product = Work { bytes: 3 * 2 * (2 * 20 * 30 + 30 * 30), flops: 3 * 2 * 20 * 30 * 30 };
+    assert_eq!((work("linear"), work("clear")), (product, Work { bytes: 40, flops: 0 }));
+    assert_eq!(work("fill"), Work::default());
+    assert!(device.time_bracket().unwrap() >= 0.0 && device.copy_rate(1 << 16).unwrap() > 0.0);
     assert!(times.iter().all(|t| t.milliseconds > 0.0), "{times:?}");
     assert!(times[0].milliseconds >= times[1].milliseconds);
     device.set_profile(false).unwrap();

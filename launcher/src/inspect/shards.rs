@@ -2,6 +2,7 @@
 
 use super::histogram;
 use crate::format;
+use crate::progress::BytesBar;
 use engine::data::Sequence;
 use engine::data::import::ImportSource;
 use engine::data::masking::Masker;
@@ -9,13 +10,17 @@ use engine::data::shards::{Dataset, Manifest, SplitName};
 use std::io::Write;
 use std::path::Path;
 
-/// Prints the manifest's numbers, then opens every shard, which verifies its checksums.
+/// Prints the manifest's numbers, and verifies every byte of the shards.
 pub fn print(dir: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
     let manifest = Manifest::load(dir)?;
     writeln!(out, "{}: a folder of shards", dir.display())?;
     print_origin(&manifest, out)?;
     for (split, name) in [(SplitName::Train, "train"), (SplitName::Eval, "eval")] {
         let data = Dataset::open(dir, split)?;
+        let bar = BytesBar::new(data.bytes(), "verifying");
+        let verified = data.verify(&|bytes| bar.advance(bytes));
+        bar.finish();
+        verified?;
         let counts = data.split();
         let documents = match manifest.source {
             None => format!(", {} documents", format::count(counts.documents)),
@@ -94,7 +99,7 @@ fn print_source(manifest: &Manifest, source: &ImportSource, out: &mut dyn Write)
 
 /// The split's first sequence with the masks that an evaluation draws.
 fn print_sample(data: &Dataset, out: &mut dyn Write) -> anyhow::Result<()> {
-    let sequence = Masker::new(data).eval(&data.get(0), 0);
+    let sequence = Masker::new(data).eval(&data.get(0)?, 0);
     let label = match sequence.nsp_label {
         Some(0) => ", B follows A",
         Some(_) => ", B is random",

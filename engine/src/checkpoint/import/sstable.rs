@@ -21,6 +21,8 @@ pub(super) const LIMIT: u64 = 1 << 24;
 const MAX_KEY: usize = 4096;
 /// Most bytes of all keys and values together.
 const MAX_TOTAL: usize = 1 << 26;
+/// Most entries, each of which takes some hundred bytes besides: a BERT-large with an optimizer has 1,200.
+const MAX_ENTRIES: usize = 1 << 18;
 const FOOTER: usize = 48;
 const MAGIC: u64 = 0xdb47_7524_8b80_fb57;
 /// Type and checksum behind each block.
@@ -70,6 +72,9 @@ pub(super) fn read(file: &[u8]) -> Result<Entries, String> {
             total += key.len() + value.len();
             if total > MAX_TOTAL {
                 return Err(format!("its entries take more than {MAX_TOTAL} bytes"));
+            }
+            if entries.len() == MAX_ENTRIES {
+                return Err(format!("it has more than {MAX_ENTRIES} entries"));
             }
             entries.push((key.to_vec(), value.to_vec()));
             Ok(())

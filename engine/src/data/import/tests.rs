@@ -53,7 +53,7 @@ fn sequences(dir: &Path, split: SplitName) -> Vec<Expected> {
     let data = Dataset::open(dir, split).unwrap();
     (0..data.len())
         .map(|i| {
-            let sequence = data.get(i);
+            let sequence = data.get(i).unwrap();
             let mask = sequence.mask.unwrap();
             Expected {
                 tokens: sequence.tokens.to_vec(),

@@ -73,7 +73,7 @@ fn every_epoch_holds_every_sequence_once_in_another_order() {
     assert_eq!(epochs[0], epochs[1]);
     assert_eq!(epochs[0], epochs[2]);
     let mut all: Vec<_> =
-        (0..n).map(|i| Masker::new(&data).train(&data.get(i), 0, 0, i as u64).tokens).collect();
+        (0..n).map(|i| Masker::new(&data).train(&data.get(i).unwrap(), 0, 0, i as u64).tokens).collect();
     all.sort();
     assert_eq!(epochs[0], all);
 }
@@ -83,7 +83,9 @@ fn masks_differ_between_epochs_and_seeds_but_not_between_runs() {
     let (_dir, data) = dataset(Masking::Dynamic);
     let masker = Masker::new(&data);
     let mask = |seed, epoch| -> Vec<_> {
-        (0..data.len()).map(|i| masker.train(&data.get(i), seed, epoch, i as u64).mlm_positions).collect()
+        (0..data.len())
+            .map(|i| masker.train(&data.get(i).unwrap(), seed, epoch, i as u64).mlm_positions)
+            .collect()
     };
     assert_eq!(mask(1, 2), mask(1, 2));
     assert_ne!(mask(1, 2), mask(1, 3));
@@ -174,7 +176,8 @@ fn evaluation_sees_the_same_masks_and_spreads_over_the_data() {
     assert_eq!(all, collect(0, 16));
     let some = collect(10, 3);
     assert_eq!(some.iter().map(Batch::sequences).collect::<Vec<_>>(), [3, 3, 3, 1]);
-    let fifth = Masker::new(&data).eval(&data.get(5 * data.len() / 10), (5 * data.len() / 10) as u64);
+    let fifth =
+        Masker::new(&data).eval(&data.get(5 * data.len() / 10).unwrap(), (5 * data.len() / 10) as u64);
     assert_eq!(some[1].tokens[some[1].cu_seqlens[2] as usize..], fifth.tokens);
     assert!(eval_batches(&data, 0, 4, 8, (0, 1)).next().unwrap().is_err());
 }

@@ -159,7 +159,7 @@ pub(in crate::data) fn existing_like(
     match difference(&found) {
         None => {
             for split in [SplitName::Train, SplitName::Eval] {
-                Dataset::open(out, split)?;
+                Dataset::open_verified(out, split)?;
             }
             Ok(Some(found))
         }

@@ -88,7 +88,7 @@ fn random_next_segments_of_long_documents_come_from_other_documents() {
     let ids = words.map(|word| data.vocab().id(word).unwrap());
     let mut from = [[0usize; 3]; 3]; // segment A's word, that of a random segment B
     for i in 0..data.len() {
-        let sequence = data.get(i);
+        let sequence = data.get(i).unwrap();
         let tokens = sequence.tokens.to_vec();
         let (a, b) = tokens.split_at(sequence.segment_b_start);
         let of = |segment: &[u32]| ids.iter().position(|id| segment.contains(id)).unwrap();
@@ -130,7 +130,7 @@ fn counts_add_up_and_evaluation_text_is_held_out() {
         let data = Dataset::open(&out, split).unwrap();
         let tokenizer = Tokenizer::new(data.vocab()).unwrap();
         let text: Vec<String> =
-            (0..data.len()).map(|i| tokenizer.decode(&data.get(i).tokens.to_vec())).collect();
+            (0..data.len()).map(|i| tokenizer.decode(&data.get(i).unwrap().tokens.to_vec())).collect();
         let words = text.iter().flat_map(|t| t.split(' ')).filter_map(|w| w.parse::<u32>().ok());
         words.filter(|&n| n >= 1000).collect::<std::collections::BTreeSet<u32>>()
     };
@@ -175,7 +175,7 @@ fn stored_masks_follow_the_rule_and_dynamic_data_is_the_same_text() {
     let vocab = fixed.vocab();
     let (mut masks, mut labels) = (0, 0);
     for i in 0..fixed.len() {
-        let (sequence, other) = (fixed.get(i), dynamic.get(i));
+        let (sequence, other) = (fixed.get(i).unwrap(), dynamic.get(i).unwrap());
         assert_eq!(sequence.tokens, other.tokens);
         assert!(other.mask.is_none());
         let mask = sequence.mask.unwrap();
@@ -210,11 +210,14 @@ fn each_use_of_a_document_is_cut_anew_and_prose_is_split() {
     let out = dir.path().join("data");
     let manifest = prepare(&with_files(dir.path(), &config), &out, 2, &|_| {}).unwrap();
     let data = Dataset::open(&out, SplitName::Train).unwrap();
-    let lengths: Vec<usize> = (0..data.len()).map(|i| data.get(i).tokens.len()).collect();
+    let lengths: Vec<usize> = (0..data.len()).map(|i| data.get(i).unwrap().tokens.len()).collect();
     assert!(lengths.chunks(data.len() / 3).take(3).collect::<std::collections::HashSet<_>>().len() > 1);
     // Every token three times, with [CLS] and [SEP] around each sequence.
     assert_eq!((manifest.train.tokens as usize - 2 * data.len()) % 3, 0);
-    assert!((0..data.len()).all(|i| data.get(i).nsp.is_none() && data.get(i).segment_b_start == lengths[i]));
+    for (i, &length) in lengths.iter().enumerate() {
+        let sequence = data.get(i).unwrap();
+        assert!(sequence.nsp.is_none() && sequence.segment_b_start == length);
+    }
 }
 
 #[test]
@@ -323,6 +326,6 @@ fn json_lines_are_named_when_wrong_and_invalid_utf8_is_counted() {
     let data = Dataset::open(&out, SplitName::Train).unwrap();
     let tokenizer = Tokenizer::new(data.vocab()).unwrap();
     let text: String =
-        (0..data.len()).map(|i| tokenizer.decode(&data.get(i).tokens.to_vec()) + "\n").collect();
+        (0..data.len()).map(|i| tokenizer.decode(&data.get(i).unwrap().tokens.to_vec()) + "\n").collect();
     assert!(text.contains("the \" dog \"") && text.contains("the quick fox"), "{text}");
 }

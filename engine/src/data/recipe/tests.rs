@@ -77,7 +77,7 @@ fn records(dir: &Path, split: SplitName) -> Vec<Record> {
     let masker = Masker::new(&data);
     (0..data.len())
         .map(|i| {
-            let sequence = data.get(i);
+            let sequence = data.get(i).unwrap();
             let masked = masker.train(&sequence, 1, 0, i as u64);
             let types = masked.types.iter().filter(|&&t| t == 0).count();
             assert_eq!(types, sequence.segment_b_start);

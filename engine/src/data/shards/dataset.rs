@@ -16,7 +16,7 @@ pub enum SplitName {
     Eval,
 }
 
-/// A split of prepared data, mapped into memory. Everything in it was verified when it was opened.
+/// A split of prepared data, mapped into memory.
 #[derive(Debug)]
 pub struct Dataset {
     dir: PathBuf,
@@ -27,14 +27,15 @@ pub struct Dataset {
     /// First sequence of each shard.
     starts: Vec<usize>,
     len: usize,
-    longest: usize,
 }
 
 impl Dataset {
-    /// Opens a data folder and verifies all bytes of the split: checksums, offsets, ids, the vocabulary.
+    /// Opens a data folder: manifest and vocabulary are verified, of each shard its size and header. Sequences are checked
+    /// when they are read, so that none makes a reader fail; whether they are those that were written, only
+    /// [`Dataset::verify`] tells.
     ///
     /// # Errors
-    /// Anything missing, damaged, or not of one piece. A split without sequences is none.
+    /// Anything missing, damaged as far as was looked, or not of one piece. A split without sequences is none.
     pub fn open(dir: &Path, split: SplitName) -> Result<Self> {
         let manifest = Manifest::load(dir)?;
         let vocab = Vocab::load(&dir.join(VOCAB))?;
@@ -49,8 +50,47 @@ impl Dataset {
         let shards = open_shards(dir, &Self::split_of(&manifest, split).shards, &vocab, &manifest.options)?;
         let mut len = 0;
         let starts = shards.iter().map(|shard| (len, len += shard.len()).0).collect();
-        let longest = shards.iter().map(Shard::longest).max().unwrap_or(0);
-        Ok(Self { dir: dir.to_owned(), split, manifest, vocab, shards, starts, len, longest })
+        Ok(Self { dir: dir.to_owned(), split, manifest, vocab, shards, starts, len })
+    }
+
+    /// Opens a data folder and verifies all of the split.
+    ///
+    /// # Errors
+    /// Those of [`Dataset::open`] and [`Dataset::verify`].
+    pub fn open_verified(dir: &Path, split: SplitName) -> Result<Self> {
+        let dataset = Self::open(dir, split)?;
+        dataset.verify(&|_| ())?;
+        Ok(dataset)
+    }
+
+    /// Verifies all bytes of the split, on all threads: checksums, offsets, ids. Calls `done` with the bytes of each shard
+    /// that was found right.
+    ///
+    /// # Errors
+    /// The first shard that is damaged, in their order.
+    pub fn verify(&self, done: &(dyn Fn(u64) + Sync)) -> Result<()> {
+        let found: Vec<_> = (0..self.shards.len())
+            .into_par_iter()
+            .map(|shard| self.verify_shard(shard).map(|()| done(self.split().shards[shard].bytes)))
+            .collect();
+        found.into_iter().collect()
+    }
+
+    /// Verifies one shard.
+    pub(super) fn verify_shard(&self, shard: usize) -> Result<()> {
+        let shard = &self.shards[shard];
+        shard.verify()?;
+        match shard.longest() {
+            longest if longest > self.longest() => Err(self.too_long(longest)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The manifest is of other shards: memory is planned with what it says.
+    fn too_long(&self, length: usize) -> Error {
+        let what =
+            format!("says that no sequence is longer than {} tokens, one has {length}", self.longest());
+        Error::file(self.dir.join(MANIFEST), format!("{what}; remove the folder and prepare the data again"))
     }
 
     fn split_of(manifest: &Manifest, split: SplitName) -> &SplitManifest {
@@ -76,9 +116,16 @@ impl Dataset {
     }
 
     /// The sequence `i`; panics past the end, as a slice does.
-    pub fn get(&self, i: usize) -> SequenceRef<'_> {
+    ///
+    /// # Errors
+    /// The sequence is damaged; what is said is what [`Dataset::verify`] says of its shard.
+    pub fn get(&self, i: usize) -> Result<SequenceRef<'_>> {
         let shard = self.starts.partition_point(|&start| start <= i) - 1;
-        self.shards[shard].get(i - self.starts[shard])
+        let sequence = self.shards[shard].get(i - self.starts[shard])?;
+        match sequence.tokens.len() {
+            length if length > self.longest() => Err(self.too_long(length)),
+            _ => Ok(sequence),
+        }
     }
 
     /// Tokens of the vocabulary.
@@ -103,21 +150,27 @@ impl Dataset {
 
     /// Tokens of the longest sequence.
     pub fn longest(&self) -> usize {
-        self.longest
+        self.split().longest
+    }
+
+    /// Bytes of all shards.
+    pub fn bytes(&self) -> u64 {
+        self.split().shards.iter().map(|shard| shard.bytes).sum()
     }
 }
 
 /// Verifies shards that no manifest names yet.
 ///
 /// # Errors
-/// Those of [`Dataset::open`].
+/// Those of [`Dataset::open_verified`].
 pub(crate) fn verify(
     dir: &Path,
     shards: &[ShardEntry],
     vocab: &Vocab,
     options: &PrepareConfig,
 ) -> Result<()> {
-    open_shards(dir, shards, vocab, options).map(drop)
+    let found: Vec<_> = open_shards(dir, shards, vocab, options)?.par_iter().map(Shard::verify).collect();
+    found.into_iter().collect()
 }
 
 fn open_shards(

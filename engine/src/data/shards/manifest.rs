@@ -211,6 +211,10 @@ impl Manifest {
             return Err(format!("options.max_seq_length: {longest}, expected 8 to {}", u16::MAX));
         }
         for (name, split) in [("train", &self.train), ("eval", &self.eval)] {
+            if split.longest > longest {
+                let found = split.longest;
+                return Err(format!("{name}.longest: {found}, options.max_seq_length is {longest}"));
+            }
             let sum = |count: fn(&ShardEntry) -> u64| {
                 split.shards.iter().try_fold(0u64, |sum, shard| sum.checked_add(count(shard)))
             };

@@ -5,6 +5,7 @@ mod format;
 mod manifest;
 mod shard;
 mod stream;
+mod verification;
 mod writer;
 
 pub(crate) use dataset::verify;
@@ -13,6 +14,7 @@ pub use manifest::{InputRecord, Lengths, MANIFEST, Manifest, ShardEntry, SplitMa
 pub(crate) use shard::Expected;
 pub use shard::{SequenceRef, StaticMask, Tokens};
 pub(crate) use stream::SplitStream;
+pub use verification::Verification;
 pub(crate) use writer::{Columns, SplitWriter};
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! One shard, mapped and verified, and the sequences in it.
+//! One shard, mapped, and the sequences in it. What its header says is checked when it is opened; all of it, once, by
+//! [`Shard::verify`]; and until then each sequence when it is read.
 
 use super::format::{HEADER, Header, Layout, MAGIC, MASKS, NSP, VERSION};
 use super::manifest::ShardEntry;
@@ -9,6 +10,7 @@ use memmap2::Mmap;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Token ids in place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,20 +119,17 @@ pub(super) struct Shard {
     map: Mmap,
     header: Header,
     layout: Layout,
+    /// Whether all of it was found right.
+    verified: AtomicBool,
 }
 
 impl Shard {
-    /// Maps a shard and verifies all of it.
+    /// Maps a shard. Only its header is read, and compared with what the manifest and the file's size say.
     pub fn open(dir: &Path, entry: &ShardEntry, expected: &Expected) -> Result<Self> {
         let path = dir.join(&entry.file);
         let file = File::open(&path).during("cannot open the shard", &path)?;
         let length = file.metadata().during("cannot read the shard", &path)?.len();
-        let bad = |what: String| {
-            Error::file(
-                &path,
-                format!("{what}; restore the file, or remove the folder and prepare the data again"),
-            )
-        };
+        let bad = |what| damaged(&path, what);
         if length != entry.bytes || length < HEADER as u64 {
             return Err(bad(format!("has {length} bytes, the manifest says {}", entry.bytes)));
         }
@@ -139,21 +138,66 @@ impl Shard {
         let map = unsafe { Mmap::map(&file) }.during("cannot map the shard", &path)?;
         let header: Header = bytemuck::pod_read_unaligned(&map[..HEADER]);
         let layout = check_header(&header, entry, expected, map.len()).map_err(bad)?;
-        let shard = Self { path, map, header, layout };
-        shard.check_body(entry).map_err(|what| {
-            Error::file(
-                &shard.path,
-                format!("{what}; restore the file, or remove the folder and prepare the data again"),
-            )
-        })?;
-        Ok(shard)
+        Ok(Self { path, map, header, layout, verified: AtomicBool::new(false) })
+    }
+
+    /// Reads all of it: the checksum, then every number that [`Shard::get`] relies on. A checksum says that a file is as
+    /// written, not that whoever wrote it was right.
+    pub fn verify(&self) -> Result<()> {
+        // Read ahead: page by page, a disk far away would answer once for each few pages.
+        #[cfg(unix)]
+        let _ = self.map.advise(memmap2::Advice::WillNeed);
+        self.check_body().map_err(|what| damaged(&self.path, what))?;
+        self.verified.store(true, Ordering::Release);
+        Ok(())
     }
 
     pub fn len(&self) -> usize {
         self.header.sequences as usize
     }
 
-    pub fn get(&self, i: usize) -> SequenceRef<'_> {
+    /// The sequence `i`, with nothing in it that a reader could trip over. Panics past the end, as a slice does.
+    ///
+    /// # Errors
+    /// The sequence is damaged: what [`Shard::verify`] says of the shard.
+    pub fn get(&self, i: usize) -> Result<SequenceRef<'_>> {
+        if self.verified.load(Ordering::Acquire) {
+            return Ok(self.at(i));
+        }
+        self.checked(i).or_else(|what| {
+            self.verify()?;
+            Err(damaged(&self.path, format!("sequence {i}: {what}")))
+        })
+    }
+
+    /// The sequence `i` of a shard that was not verified: whatever places and values it has are checked first.
+    fn checked(&self, i: usize) -> std::result::Result<SequenceRef<'_>, String> {
+        let (header, layout) = (&self.header, &self.layout);
+        let pair = |section| &self.u32s(section)[i..i + 2];
+        let in_order = |name: &str, section, end: u64| {
+            let pair = pair(section);
+            match pair[0] <= pair[1] && u64::from(pair[1]) <= end {
+                true => Ok(()),
+                false => Err(format!("{name}: goes from {} to {} of {end}", pair[0], pair[1])),
+            }
+        };
+        in_order("offsets", &layout.offsets, header.tokens)?;
+        if header.flags & MASKS != 0 {
+            in_order("mask_offsets", &layout.mask_offsets, header.masks)?;
+        }
+        let sequence = self.at(i);
+        let (length, longest) = (sequence.tokens.len(), header.max_seq_length);
+        if !(2..=longest as usize).contains(&length) {
+            return Err(format!("offsets: {length} tokens, expected 2 to {longest}"));
+        }
+        check_ids("tokens", sequence.tokens, header.vocab_size)?;
+        if let Some(mask) = &sequence.mask {
+            check_ids("mask_tokens", mask.tokens, header.vocab_size)?;
+        }
+        check_sequence(&sequence).map(|()| sequence)
+    }
+
+    fn at(&self, i: usize) -> SequenceRef<'_> {
         let range = |offsets: &[u32]| offsets[i] as usize..offsets[i + 1] as usize;
         let mask = (self.header.flags & MASKS != 0).then(|| {
             let masks = range(self.u32s(&self.layout.mask_offsets));
@@ -190,9 +234,7 @@ impl Shard {
         }
     }
 
-    /// Checksum, then every number that [`Shard::get`] relies on: a checksum says that a file is as written, not that
-    /// whoever wrote it was right.
-    fn check_body(&self, entry: &ShardEntry) -> std::result::Result<(), String> {
+    fn check_body(&self) -> std::result::Result<(), String> {
         let (header, layout) = (&self.header, &self.layout);
         let checksum = xxhash_rust::xxh3::xxh3_64(&self.map[HEADER..]);
         if checksum != header.body_xxh3 {
@@ -201,19 +243,10 @@ impl Shard {
                 "damaged: checksum of the sections is {checksum:016x}, the header says {want:016x}"
             ));
         }
-        if entry.xxh3 != format!("{:016x}", header.header_xxh3) {
-            return Err(format!("checksum {:016x}, the manifest says {}", header.header_xxh3, entry.xxh3));
-        }
         let lengths = 2..=u64::from(header.max_seq_length);
         check_offsets("offsets", self.u32s(&layout.offsets), header.tokens, &lengths)?;
         for (name, section) in [("tokens", &layout.tokens), ("mask_tokens", &layout.mask_tokens)] {
-            let max = self.tokens(section).max();
-            if u64::from(max) >= header.vocab_size {
-                return Err(format!(
-                    "{name}: id {max} is beyond the vocabulary of {} tokens",
-                    header.vocab_size
-                ));
-            }
+            check_ids(name, self.tokens(section), header.vocab_size)?;
         }
         if header.flags & MASKS != 0 {
             check_offsets(
@@ -224,10 +257,14 @@ impl Shard {
             )?;
         }
         for i in 0..self.len() {
-            check_sequence(&self.get(i)).map_err(|what| format!("sequence {i}: {what}"))?;
+            check_sequence(&self.at(i)).map_err(|what| format!("sequence {i}: {what}"))?;
         }
         Ok(())
     }
+}
+
+fn damaged(path: &Path, what: String) -> Error {
+    Error::file(path, format!("{what}; restore the file, or remove the folder and prepare the data again"))
 }
 
 fn check_header(
@@ -245,6 +282,9 @@ fn check_header(
     if header.checksum() != header.header_xxh3 {
         let (got, want) = (header.checksum(), header.header_xxh3);
         return Err(format!("damaged: checksum of the header is {got:016x}, it says {want:016x}"));
+    }
+    if entry.xxh3 != format!("{:016x}", header.header_xxh3) {
+        return Err(format!("checksum {:016x}, the manifest says {}", header.header_xxh3, entry.xxh3));
     }
     let sha256: String = header.vocab_sha256.iter().map(|b| format!("{b:02x}")).collect();
     if sha256 != expected.vocab_sha256 {
@@ -275,6 +315,14 @@ fn check_header(
         let Header { sequences, tokens, masks, .. } = header;
         format!("{sequences} sequences, {tokens} tokens and {masks} masks do not make {file_length} bytes")
     })
+}
+
+fn check_ids(name: &str, tokens: Tokens<'_>, vocab_size: u64) -> std::result::Result<(), String> {
+    let max = tokens.max();
+    match u64::from(max) < vocab_size {
+        true => Ok(()),
+        false => Err(format!("{name}: id {max} is beyond the vocabulary of {vocab_size} tokens")),
+    }
 }
 
 fn check_offsets(

@@ -33,11 +33,13 @@ impl<'a> SplitStream<'a> {
                 let Some(entry) = self.entries.next() else {
                     return Err(Error::file(self.dir, "has fewer sequences than it says; prepare it again"));
                 };
-                self.open = Some((Shard::open(self.dir, entry, self.expected)?, 0));
+                let shard = Shard::open(self.dir, entry, self.expected)?;
+                shard.verify()?;
+                self.open = Some((shard, 0));
                 self.bytes_read += entry.bytes;
             }
             if let Some((shard, next)) = &mut self.open {
-                columns.push_stored(&shard.get(*next));
+                columns.push_stored(&shard.get(*next)?);
                 *next += 1;
             }
         }

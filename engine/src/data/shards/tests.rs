@@ -8,6 +8,7 @@ use crate::data::vocab::{SPECIAL_TOKENS, Vocab};
 use kernels::philox::Stream;
 use proptest::prelude::*;
 use std::path::Path;
+use std::sync::Arc;
 
 fn vocab(size: usize) -> Vocab {
     let words = (SPECIAL_TOKENS.len()..size).map(|i| format!("w{i}"));
@@ -78,11 +79,11 @@ fn what_goes_in_comes_out() {
         let manifest = write(dir.path(), &sequences, &vocab, nsp, masks, 2000);
         assert!(manifest.train.shards.len() > 3);
         assert!(manifest.train.shards.iter().all(|s| s.bytes < 2000 + 200));
-        let data = Dataset::open(dir.path(), SplitName::Train).unwrap();
+        let data = Dataset::open_verified(dir.path(), SplitName::Train).unwrap();
         assert_eq!(data.manifest(), &manifest);
         assert_eq!(data.len(), sequences.len());
         for (i, want) in sequences.iter().enumerate() {
-            let got = data.get(i);
+            let got = data.get(i).unwrap();
             let masks = got.mask.map_or(Vec::new(), |m| {
                 (0..m.positions.len()).map(|k| (usize::from(m.positions[k]), m.tokens.get(k))).collect()
             });
@@ -130,7 +131,7 @@ impl Sample {
         self.put(SHARD, &self.shard);
         self.put(MANIFEST, &self.manifest_text);
         self.put(file, bytes);
-        Dataset::open(self.dir.path(), SplitName::Train)
+        Dataset::open_verified(self.dir.path(), SplitName::Train)
     }
 
     /// Opens a changed shard whose checksums are made right again, so that only the structure can betray it.
@@ -150,7 +151,7 @@ impl Sample {
         manifest.train.shards[0].bytes = shard.len() as u64;
         self.put(SHARD, &shard);
         self.put(MANIFEST, manifest.seal().unwrap().as_bytes());
-        Dataset::open(self.dir.path(), SplitName::Train)
+        Dataset::open_verified(self.dir.path(), SplitName::Train)
     }
 }
 
@@ -203,6 +204,88 @@ fn versions_ids_and_offsets_are_named() {
     ] {
         assert!(message.contains(want) && message.contains(SHARD), "{message}\nwants {want}");
     }
+}
+
+/// A shard that is only opened tells of a damaged sequence when it is read, in the words of the verification.
+#[test]
+fn what_was_not_verified_is_checked_when_it_is_read() {
+    let sample = Sample::new();
+    let layout = bytemuck::pod_read_unaligned::<Header>(&sample.shard[..HEADER]).layout().unwrap();
+    for (at, byte, sequence) in [
+        (layout.offsets.start + 8, 255, 1),
+        (layout.offsets.start + 11, 255, 2),
+        (layout.segment_b.start, 40, 0),
+        (layout.nsp.start + 2, 7, 2),
+        (layout.tokens.start, 51, 0),
+        (layout.mask_offsets.start + 7, 255, 0),
+        (layout.mask_positions.start, 255, 0),
+    ] {
+        let mut shard = sample.shard.clone();
+        shard[at] = byte;
+        sample.put(SHARD, &shard);
+        let data = Dataset::open(sample.dir.path(), SplitName::Train).unwrap();
+        let message = data.get(sequence).unwrap_err().to_string();
+        let verified = data.verify(&|_| ()).unwrap_err().to_string();
+        assert!(message.contains(SHARD) && message.contains("damaged: checksum"), "{message}");
+        assert_eq!(message, verified);
+        assert!(data.get(11).is_ok(), "the last sequence is whole");
+    }
+    // a token that could be one: only the checksum tells
+    let mut shard = sample.shard.clone();
+    shard[layout.tokens.start + 2] ^= 1;
+    sample.put(SHARD, &shard);
+    let data = Dataset::open(sample.dir.path(), SplitName::Train).unwrap();
+    assert!((0..data.len()).all(|i| data.get(i).is_ok()));
+    assert!(data.verify(&|_| ()).is_err());
+}
+
+fn wait(verification: &mut Verification) -> crate::Result<()> {
+    while !verification.is_done()? {
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+#[test]
+fn the_first_damaged_shard_is_found_while_the_data_is_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifest = write(dir.path(), &random_sequences(200, 50, true, true), &vocab(50), true, true, 2000);
+    let shards: Vec<_> = manifest.train.shards.iter().map(|s| dir.path().join(&s.file)).collect();
+    let open = || Arc::new(Dataset::open(dir.path(), SplitName::Train).unwrap());
+    let mut whole = Verification::start(vec![open()], (0, 1)).unwrap();
+    wait(&mut whole).unwrap();
+    assert_eq!(whole.progress(), (shards.len(), shards.len()));
+    assert!(whole.is_done().unwrap());
+
+    for damaged in [1, shards.len() - 1] {
+        let mut bytes = std::fs::read(&shards[damaged]).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        std::fs::remove_file(&shards[damaged]).unwrap();
+        std::fs::write(&shards[damaged], bytes).unwrap();
+    }
+    // of three processes those whose share has them
+    let found: Vec<_> = (0..3)
+        .map(|part| {
+            wait(&mut Verification::start(vec![open()], (part, 3)).unwrap()).map_err(|e| e.to_string())
+        })
+        .collect();
+    for (part, found) in found.iter().enumerate() {
+        match [1, shards.len() - 1].into_iter().find(|shard| shard % 3 == part) {
+            Some(shard) => assert_names_path(found.as_ref().unwrap_err(), &shards[shard]),
+            None => assert_eq!(found, &Ok(())),
+        }
+    }
+    let first = wait(&mut Verification::start(vec![open()], (0, 1)).unwrap()).unwrap_err().to_string();
+    assert_names_path(&first, &shards[1]);
+    // nothing to do is done
+    assert!(Verification::start(Vec::new(), (0, 1)).unwrap().is_done().unwrap());
+}
+
+fn assert_names_path(message: &str, path: &Path) {
+    assert!(
+        message.contains(&path.display().to_string()) && message.contains("damaged: checksum"),
+        "{message}"
+    );
 }
 
 #[derive(Debug, Clone)]
@@ -273,11 +356,18 @@ proptest! {
                     result
                 }
             };
-            if let Ok(data) = result {
+            let right = result.is_ok();
+            // Without verification too: what it lets through, or else an error.
+            let opened = Dataset::open(sample.dir.path(), SplitName::Train);
+            for data in result.ok().into_iter().chain(opened) {
                 let masker = Masker::new(&data);
                 for i in 0..data.len() {
-                    let sequence = masker.train(&data.get(i), 1, 2, i as u64);
-                    prop_assert_eq!(sequence.mlm_positions.len(), masker.count(&data.get(i)));
+                    let Ok(sequence) = data.get(i) else {
+                        prop_assert!(!right);
+                        continue;
+                    };
+                    let masked = masker.train(&sequence, 1, 2, i as u64);
+                    prop_assert_eq!(masked.mlm_positions.len(), masker.count(&sequence));
                 }
             }
             Ok(())

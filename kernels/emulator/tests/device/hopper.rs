@@ -154,6 +154,26 @@ fn maps_that_the_copy_engine_does_not_have_are_refused() {
     }
 }
 
+#[test]
+#[ignore = "run by `boxes_that_leave_their_buffer_are_told` in a process of its own"]
+fn wrong_map() {
+    let (stream, x, seen) = (Stream::new(), Buffer::<bf16>::fresh(100 * 64), Buffer::<f32>::fresh(64 * 64));
+    let claimed = Matrix::new(x.at, 101, 64, 128, 64).encode().unwrap();
+    let map = arg(if number("WHAT") == 1 { claimed } else { Map([0; 16]) });
+    let mut args = vec![map.clone(), map, arg(seen.at)];
+    args.extend([37, 0, 0, 0, 64].map(arg));
+    run(&stream, "test_tiles", 64, 64 * 128, &args);
+}
+
+#[test]
+fn boxes_that_leave_their_buffer_are_told() {
+    let (text, passed) = child("hopper::wrong_map", &[("WHAT", "1")]);
+    assert!(!passed && text.contains("leaves its buffer: bad access at"), "{text}");
+    assert!(text.contains("past the end of the buffer of 12800 bytes"), "{text}");
+    let (text, passed) = child("hopper::wrong_map", &[("WHAT", "2")]);
+    assert!(!passed && text.contains("is not a tensor map"), "{text}");
+}
+
 /// Two tiles of 0 and 1 that were made in one place.
 fn stores(what: i32) {
     let (stream, y) = (Stream::new(), Buffer::<bf16>::fresh(128 * 64));
@@ -275,6 +295,29 @@ fn results_that_were_not_waited_for_are_poison() {
         let (got, _) = product(128, "km", 1, what);
         assert!(got.iter().all(|x| x.is_nan()), "{what}");
     }
+}
+
+/// A product by a pipeline of copies and products: what the kernel gives and what is right.
+fn pipeline(depth: usize, what: i32) -> (Vec<f32>, Vec<f64>) {
+    let (stream, k) = (Stream::new(), 64 * depth);
+    let (a, b) = (noise(64 * k, 6), noise(64 * k, 7));
+    let (da, db, y) = (Buffer::from(&a), Buffer::from(&b), Buffer::<f32>::fresh(64 * 64));
+    let map = |at| arg(Matrix::new(at, 64, k, k * 2, 64).encode().unwrap());
+    let args = [map(da.at), map(db.at), arg(y.at), arg(depth as i32), arg(what)];
+    run(&stream, "test_pipeline", 256, 4 * 64 * 128, &args);
+    let exact = |i: usize, j: usize| (0..k).map(|l| a[i * k + l].to_f64() * b[j * k + l].to_f64()).sum();
+    (y.read(), (0..64 * 64).map(|at| exact(at / 64, at % 64)).collect())
+}
+
+#[test]
+fn a_stage_that_is_given_back_too_early_shows() {
+    let right = |depth, what| {
+        let (got, exact) = pipeline(depth, what);
+        got.iter().zip(&exact).all(|(&got, &exact)| (f64::from(got) - exact).abs() < 1e-4)
+    };
+    assert!((0..24).all(|round| right(1 + round % 9, 0)));
+    let wrong = (0..24).filter(|_| !right(9, 1)).count();
+    assert!(wrong >= 6, "the fault shows in {wrong} of 24 runs");
 }
 
 const NO_WAIT: i32 = 1;

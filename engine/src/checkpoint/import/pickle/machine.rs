@@ -7,6 +7,10 @@ use std::collections::HashMap;
 const MAX_OBJECTS: usize = 1 << 20;
 /// Most sizes of a tensor.
 const MAX_RANK: usize = 64;
+/// The longest name of a storage; PyTorch's are numbers. Each tensor has a copy.
+const MAX_KEY: usize = 64;
+/// Most tensors: a BERT-large with an optimizer has some thousand.
+const MAX_TENSORS: usize = 1 << 16;
 
 pub(super) struct Machine<'a> {
     bytes: &'a [u8],
@@ -17,6 +21,7 @@ pub(super) struct Machine<'a> {
     objects: Vec<Object<'a>>,
     /// Values that calls may still copy from one container to another, so that a short pickle cannot ask for much.
     copies_left: usize,
+    tensors: usize,
 }
 
 type Step<T> = Result<T, String>;
@@ -31,6 +36,7 @@ impl<'a> Machine<'a> {
             memo: HashMap::new(),
             objects: Vec::new(),
             copies_left: MAX_OBJECTS,
+            tensors: 0,
         }
     }
 
@@ -283,6 +289,10 @@ impl<'a> Machine<'a> {
             b'R' | 0x81 => {
                 let values = self.pop_many(2)?;
                 let result = self.call(values[0], values[1])?;
+                self.tensors += usize::from(matches!(result, Object::Tensor(_)));
+                if self.tensors > MAX_TENSORS {
+                    return Err(format!("more than {MAX_TENSORS} tensors"));
+                }
                 self.push_object(result)
             }
             // An object's attributes: of a dictionary or a tensor they are metadata.
@@ -408,6 +418,9 @@ impl<'a> Machine<'a> {
         else {
             return Err("a storage that is not named as PyTorch names them".to_owned());
         };
+        if key.len() > MAX_KEY {
+            return Err(format!("a storage's key of {} bytes, at most {MAX_KEY} are known", key.len()));
+        }
         let start = match object(5) {
             None => 0,
             Some(Object::Tuple(view)) if view.len() == 3 => Self::size(view[1])?,

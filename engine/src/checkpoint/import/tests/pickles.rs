@@ -91,6 +91,18 @@ fn bombs_are_defused() {
     }
     copies.push(b'.');
     refused(&copies, "List is called with arguments");
+    // one tensor made again and again: each has sizes, strides and a copy of its storage's key
+    let storage = |key: &[u8]| {
+        let key = [&(key.len() as u32).to_le_bytes(), key].concat();
+        [b"(X\x07\0\0\0storagectorch\nFloatStorage\nX", &key[..], b"X\x03\0\0\0cpuK\x01tQ"].concat()
+    };
+    let arguments = [b"ctorch._utils\n_rebuild_tensor_v2\nq\0(", &storage(b"0")[..], b"K\0))tq\x01"].concat();
+    let mut tensors = arguments.clone();
+    tensors.extend(b"h\0h\x01R0".repeat(70_000));
+    tensors.push(b'.');
+    refused(&tensors, "more than 65536 tensors");
+    refused(&storage(&[b'7'; 65]), "a storage's key of 65 bytes");
+    assert!(pickle::load(&[&arguments[..], b"h\0h\x01R."].concat()).is_ok());
     // a number of 4 GB
     refused(b"\x8b\xff\xff\xff\xff.", "cut short");
 }

@@ -114,6 +114,14 @@ fn keys_that_grow_by_sharing_are_limited() {
 }
 
 #[test]
+fn tables_of_many_small_entries_are_refused() {
+    let names: Vec<[u8; 3]> =
+        (0..300_000u32).map(|n| [(n >> 14) as u8, (n >> 7 & 0x7f) as u8, (n & 0x7f) as u8]).collect();
+    let entries: Vec<(usize, &[u8], &[u8])> = names.iter().map(|name| (0, &name[..], &b""[..])).collect();
+    refused(&table(&block(&entries), 0), "more than 262144 entries");
+}
+
+#[test]
 fn varints_are_at_most_64_bits() {
     let read = |mut bytes: &[u8]| varint(&mut bytes);
     assert_eq!(read(&[0x96, 0x01]), Some(150));

@@ -1,6 +1,7 @@
 //! Columns of an HDF5 file: integers of any width and order, one a row, a fixed number a row, or as many as a row has.
 
 use super::super::skipped::{BadKind, Wrong};
+use super::MOST_TOKENS;
 use bytemuck::{Pod, Zeroable};
 use hdf5_reader::error::{Error, Result};
 use hdf5_reader::{ByteOrder, Dataset, Datatype, H5Type, SliceInfo, SliceInfoElem};
@@ -214,6 +215,12 @@ impl Values<'_> {
             Width::Fixed(n) => n * column.bytes,
             Width::Variable => {
                 let reference = &self.bytes[i * REFERENCE..(i + 1) * REFERENCE];
+                let length = length_of(reference);
+                if length > MOST_TOKENS {
+                    let name = column.name;
+                    let what = format!("{name}: a list of {length} values, expected at most {MOST_TOKENS}");
+                    return Err(Wrong::new(BadKind::Length, what));
+                }
                 let bytes = column.dataset.resolve_vlen_reference_bytes(reference, column.bytes);
                 column.numbers(&bytes.map_err(|e| wrong_of(column.name, &e))?, out);
                 return Ok(());
@@ -225,9 +232,13 @@ impl Values<'_> {
 
     /// The longest list among rows of lists of any length, those beyond `most` not counted.
     pub fn longest(&self, most: usize) -> usize {
-        let length = |r: &[u8]| u32::from_le_bytes([r[0], r[1], r[2], r[3]]) as usize;
-        self.bytes.chunks_exact(REFERENCE).map(length).filter(|&n| n <= most).max().unwrap_or(0)
+        self.bytes.chunks_exact(REFERENCE).map(length_of).filter(|&n| n <= most).max().unwrap_or(0)
     }
+}
+
+/// The length of the list that a reference is to.
+fn length_of(reference: &[u8]) -> usize {
+    reference.first_chunk().map_or(0, |&bytes| u32::from_le_bytes(bytes) as usize)
 }
 
 /// A value's bytes as they are in the file.

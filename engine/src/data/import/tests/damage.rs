@@ -78,7 +78,9 @@ fn damaged_tfrecords_are_named() {
         file[at] ^= 0x40;
         file
     };
-    let long = [&frame(&whole[..2])[..], &frame(&[vec![0; (16 << 20) + 1]]), &frame(&whole[2..])].concat();
+    let long = [&frame(&whole[..2])[..], &frame(&[vec![0; (4 << 20) + 1]]), &frame(&whole[2..])].concat();
+    let huge = u64::MAX.to_le_bytes();
+    let endless = [&file[..begin], &huge, &masked_crc(&huge), &file[begin..]].concat();
     let kind = |kind| counts([(kind, 1)]);
     for (bytes, says, kind, left) in [
         (changed(begin + 40), "record 1: the checksum of the record is", kind("wrong checksum"), 59),
@@ -87,7 +89,8 @@ fn damaged_tfrecords_are_named() {
         (file[..begin + 5].to_vec(), "record 1: the file ends 5 bytes into its length", kind("cut short"), 1),
         (file[..begin + 12].to_vec(), "record 1: the file ends 0 bytes into its bytes", kind("cut short"), 1),
         (file[..file.len() - 1].to_vec(), "record 59: the file ends", kind("cut short"), 59),
-        (long, "record 2: 16777217 bytes, expected at most 16777216", kind("wrong length"), 60),
+        (endless, "expected 18446744073709551615", kind("cut short"), 1),
+        (long, "record 2: 4194305 bytes, expected at most 4194304", kind("wrong length"), 60),
     ] {
         fs::write(&path, bytes).unwrap();
         fails(&config, &["data.tfrecord", says, "--skip-bad"]);
@@ -244,6 +247,31 @@ fn masks_are_stored_by_position_whatever_their_order() {
 }
 
 /// Reads all of an HDF5 file's rows, as an import does.
+/// The length of each row's list stands in the file, 4 bytes before the 8 of an address.
+#[test]
+fn lists_longer_than_sequences_can_be_are_not_taken_into_memory() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("data.hdf5");
+    let whole = fs::read(sample("variable.hdf5")).unwrap();
+    let number = |at: usize, bytes: usize| {
+        whole[at..at + bytes].iter().rev().fold(0u64, |n, &byte| n << 8 | u64::from(byte))
+    };
+    let is_reference = |&at: &usize| {
+        let (length, address, index) = (number(at, 4), number(at + 4, 8), number(at + 12, 4));
+        (1..=64).contains(&length) && (1..whole.len() as u64).contains(&address) && (1..500).contains(&index)
+    };
+    let mut found = 0;
+    for at in (0..whole.len() - 16).step_by(4).filter(is_reference).take(50) {
+        let mut bytes = whole.clone();
+        bytes[at..at + 4].copy_from_slice(&0x00ff_ffffu32.to_le_bytes());
+        fs::write(&path, bytes).unwrap();
+        let (_dir, result) = run(&config(&path));
+        let message = result.map_or_else(|message| message, |_| String::new());
+        found += usize::from(message.contains("a list of 16777215 values, expected at most 65535"));
+    }
+    assert!(found > 0, "no reference was found");
+}
+
 fn read_hdf5(path: &Path, vocab: &Vocab) -> usize {
     let Ok(table) = Table::open(path).unwrap() else { return 0 };
     let Ok(plan) = table.plan(1 << 12) else { return 0 };
