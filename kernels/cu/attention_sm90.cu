@@ -10,18 +10,18 @@
 // works on items (common/attention_items.cuh) of two halves of 64 queries each, which take turns: while the products of one
 // half run, out += p v of a tile of 64 keys and scores = q k^T of the next, the other half's scores become weights. Scores never
 // leave the registers: softmax runs along with the keys (Milakov and Gimelshein, 2018; Dao, "FlashAttention-2", 2023), and rounded
-// to bf16 the weights are the operand of the second product as they lie. Sums of earlier tiles follow the largest score only
-// when it has grown by 2^8. Scores and sums are f32.
+// to bf16 the weights are the operand of the second product as they lie. Scores and sums are f32.
 //
 // Cycles of one of the four quarters of a multiprocessor for 64 queries and 64 keys, a quarter of which are one warp's:
 //   products      256: 2 * 2 * 64^3 FLOPs at 4,096 a cycle and multiprocessor
-//   exponentials  272: 34 instructions, 8 cycles each
-//   issue         about 240 without dropout, 370 with it: 96 for maximum, difference and sum, 16 for rounding; 48 for the factors of
-//                 dropout, 75 for two calls of Philox; the rest is bookkeeping, a third of it of operands of products
+//   exponentials  256: 32 instructions, 8 cycles each
+//   issue         about 185 without dropout, 310 with it: 64 for difference and sum, 32 exponentials, 16 for rounding; 48 for
+//                 the factors of dropout, 75 for two calls of Philox; the rest is bookkeeping, half of it of products
 //   shared memory 192: 24 KiB that products read, at 128 bytes a cycle
 // All run side by side at best. Two warps are on each quarter, so that dropout hides only as far as instructions are issued
-// back to back: what is spared is instructions. The halves of a turn are in one stretch of code for that, and Philox's keys are
-// parameters of the kernel. Bytes are few: 8 n 64 for a head, and from the second-level cache keys and values once for 128 queries.
+// back to back: what is spared is instructions. The largest score of a row is looked for in its first tile alone, and again where a
+// sum of weights tells that it was left far behind; Philox's keys are parameters of the kernel. Bytes are few: 8 n 64 for a
+// head, and from the second-level cache keys and values once for 128 queries.
 //
 // Relied on: a sequence with queries has keys; where it has none, its outputs are not written.
 #include "common/attention_items.cuh"
@@ -34,8 +34,8 @@ constexpr int STAGES = 8, Q_STAGES = 2, Q_BYTES = 2 * TILE_BYTES;
 constexpr int TEAM_BYTES = Q_STAGES * Q_BYTES + STAGES * TILE_BYTES;
 // Registers of the threads of a producer and of a team; the block is compiled for 168 each.
 constexpr int PRODUCER_REGISTERS = 72, TEAM_REGISTERS = 216;
-// How far scores may exceed the one that weights are relative to, in powers of two.
-constexpr float HEADROOM = 8.0f;
+// Of a thread's 16 weights of a row, relative to the row's reference: far from overflows, and seldom reached.
+constexpr float LARGEST_SUM = 65536.0f;
 
 // What a team and its producer share besides tiles.
 struct ForwardTeam {
@@ -68,6 +68,7 @@ template <bool DROPOUT>
 __device__ __forceinline__ void produce(ForwardTeam& team, unsigned worker, unsigned char* q_tiles, const TensorMap& q_map,
                                         const TensorMap& kv_map, const AttentionSizes& s, const Dropout& dropout) {
     const unsigned lane = threadIdx.x % WARP;
+    if (lane == 0) tma_prefetch(q_map), tma_prefetch(kv_map);
     Items items(team.table, s, worker, TEAMS * gridDim.x);
     unsigned n = 0;  // tiles so far
     for (unsigned i = 0;; i++) {
@@ -113,24 +114,17 @@ struct Weights {
     __device__ __forceinline__ Weights(const Dropout& dropout, const RoundKeys& round_keys, float scale)
         : dropout(dropout), round_keys(round_keys), bounds(dropout.threshold), scale_log2(scale * LOG2_E) {}
 
-    // Where scores exceed the reference too far it rises, and the sums so far, which are complete, follow.
-    __device__ __forceinline__ void raise_reference(Half& own) const {
-        float most[2];
+    // References rise to the largest scores, and the sums so far, which are complete, follow.
+    __device__ __forceinline__ void raise_references(Half& own) const {
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            most[h] = own.scores[2 * h];
+            float most = own.scores[2 * h];
 #pragma unroll
             for (int i = 0; i < TILE / 2; i++)
-                if (i % 4 / 2 == h) most[h] = fmaxf(most[h], own.scores[i]);
-            most[h] = fmaxf(most[h], __shfl_xor_sync(ALL_LANES, most[h], 1));
-            most[h] = fmaxf(most[h], __shfl_xor_sync(ALL_LANES, most[h], 2));
-            most[h] *= scale_log2;
-        }
-        const bool rises[2] = {most[0] > own.reference[0] + HEADROOM, most[1] > own.reference[1] + HEADROOM};
-        if (!__any_sync(ALL_LANES, rises[0] || rises[1])) return;
-#pragma unroll
-        for (int h = 0; h < 2; h++) {
-            const float now = rises[h] ? most[h] : own.reference[h], shrink = fast_exp2(own.reference[h] - now);
+                if (i % 4 / 2 == h) most = fmaxf(most, own.scores[i]);
+            most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 1));
+            most = fmaxf(most, __shfl_xor_sync(ALL_LANES, most, 2));
+            const float now = fmaxf(own.reference[h], most * scale_log2), shrink = fast_exp2(own.reference[h] - now);
             own.reference[h] = now;
             own.total[h] *= shrink;
 #pragma unroll
@@ -139,7 +133,29 @@ struct Weights {
         }
     }
 
-    // The weights of a tile, of which `keys` exist, as the second product's operand.
+    // The weights of row h of each 8 as the second product's operand; the sum of those that this thread has.
+    template <bool DROPOUT>
+    __device__ __forceinline__ float weigh_row(Half& own, int h, unsigned head, unsigned tile) const {
+        Philox draw = {};
+        if (DROPOUT) draw = attention_draw(dropout, round_keys, own.row_key[h], head, tile, threadIdx.x % 4);
+        float sum[2];
+#pragma unroll
+        for (int i = 0; i < TILE / 8; i++) {
+            const float low = fast_exp2(fmaf(own.scores[4 * i + 2 * h], scale_log2, -own.reference[h]));
+            const float high = fast_exp2(fmaf(own.scores[4 * i + 2 * h + 1], scale_log2, -own.reference[h]));
+            sum[0] = i == 0 ? low : sum[0] + low, sum[1] = i == 0 ? high : sum[1] + high;
+            unsigned word = pack_bf16(low, high);
+            if (DROPOUT) {
+                const unsigned bytes = draw.at[i / 2];
+                word = multiply_bf16(word, i % 2 == 0 ? kept_factors<0>(bytes, bounds) : kept_factors<1>(bytes, bounds));
+            }
+            own.p[i / 2].at[i % 2 * 2 + h] = word;
+        }
+        return sum[0] + sum[1];
+    }
+
+    // The weights of a tile, of which `keys` exist. The largest score is asked for in the first tile, and later only where sums
+    // tell that the references are too low.
     template <bool DROPOUT>
     __device__ __forceinline__ void weigh(Half& own, unsigned keys, unsigned head, unsigned tile) const {
         if (keys < TILE) {
@@ -147,26 +163,16 @@ struct Weights {
             for (int i = 0; i < TILE / 2; i++)
                 if (i / 4 * 8 + 2 * (threadIdx.x % 4) + i % 2 >= keys) own.scores[i] = -INFINITY;
         }
-        raise_reference(own);
+        if (tile == 0) raise_references(own);
+        float sum[2];
+#pragma unroll 1
+        for (;;) {
 #pragma unroll
-        for (int h = 0; h < 2; h++) {
-            Philox draw = {};
-            if (DROPOUT) draw = attention_draw(dropout, round_keys, own.row_key[h], head, tile, threadIdx.x % 4);
-            float sum[2];
-#pragma unroll
-            for (int i = 0; i < TILE / 8; i++) {
-                const float low = fast_exp2(fmaf(own.scores[4 * i + 2 * h], scale_log2, -own.reference[h]));
-                const float high = fast_exp2(fmaf(own.scores[4 * i + 2 * h + 1], scale_log2, -own.reference[h]));
-                sum[0] = i == 0 ? low : sum[0] + low, sum[1] = i == 0 ? high : sum[1] + high;
-                unsigned word = pack_bf16(low, high);
-                if (DROPOUT) {
-                    const unsigned bytes = draw.at[i / 2];
-                    word = multiply_bf16(word, i % 2 == 0 ? kept_factors<0>(bytes, bounds) : kept_factors<1>(bytes, bounds));
-                }
-                own.p[i / 2].at[i % 2 * 2 + h] = word;
-            }
-            own.total[h] += sum[0] + sum[1];
+            for (int h = 0; h < 2; h++) sum[h] = weigh_row<DROPOUT>(own, h, head, tile);
+            if (!__any_sync(ALL_LANES, fmaxf(sum[0], sum[1]) > LARGEST_SUM)) break;
+            raise_references(own);
         }
+        own.total[0] += sum[0], own.total[1] += sum[1];
     }
 };
 

@@ -47,6 +47,10 @@ impl Attention {
         }
     }
 
+    pub fn with_factor(self, factor: f64) -> Self {
+        Self { factor, ..self }
+    }
+
     fn queries(&self) -> usize {
         self.sequences.iter().map(|s| s.0).sum()
     }
@@ -383,6 +387,9 @@ fn tensor_cores_of_older_gpus() {
         return;
     };
     let cuda = Cuda::<bf16>::new(device, Options { graph: false, ..Options::default() }).unwrap();
+    let op = Attention::packed(&[257], 1, 64, 0.1);
+    let [older, newer] = [&cuda, &self::cuda()].map(|cuda| op.forward_of(&op.put(cuda)).0);
+    assert!(older != newer, "the same bits: these are not two kernels");
     for p in [0.0, 0.1, 0.5] {
         Attention::packed(&LENGTHS, 1, 64, p).check_on(&cuda);
         let sequences = [(1, 1), (0, 5), (66, 130), (17, 257), (129, 140)];
@@ -485,7 +492,7 @@ fn a_second_run_gives_the_same_bits() {
 #[test]
 fn large_scores_stay_finite() {
     fn finite<E: Element>(d: usize) {
-        let op = Attention { factor: 100.0, ..Attention::packed(&[70, 5], 1, d, 0.1) };
+        let op = Attention::packed(&[70, 5], 1, d, 0.1).with_factor(100.0);
         let run = op.run::<E>(&op.host::<E, f64>(None));
         let all = run.grads.iter().flatten().chain(&run.out).map(|x| x.to_f64());
         assert!(all.chain(run.lse.iter().map(|&x| x.into())).all(f64::is_finite), "head size {d}");

@@ -39,3 +39,11 @@ fn many_sequences() {
 fn long_sequences() {
     Attention::split(&[(3, 2100), (70, 2500), (130, 600)], 1, 64, 0.1).check_forward::<bf16>();
 }
+
+/// Scores of later tiles are far above the largest of the first one: weights are taken again relative to those.
+#[test]
+fn references_that_are_left_behind() {
+    for (factor, p) in [(8.0, 0.1), (40.0, 0.0)] {
+        Attention::packed(&[257, 130, 520], 2, 64, p).with_factor(factor).check_forward::<bf16>();
+    }
+}
