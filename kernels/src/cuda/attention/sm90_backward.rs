@@ -14,7 +14,8 @@ const TILE: usize = 64;
 const ITEMS: usize = 32;
 /// Bytes of a row of a head.
 const ROW: usize = 2 * MMA_HEAD;
-/// `struct BackwardShared`: four stages of two tiles, the sums of dq, ds, keys; lse and D of each stage, items, ten barriers.
+/// `struct BackwardShared`: four stages of two tiles, the sums of dq, ds, keys; lse and D of each stage, items, ten
+/// barriers.
 const TILES: usize = 4 * 2 * TILE * ROW + LONGEST * 2 * ROW + 2 * 128 * ROW;
 const SHARED: usize = (TILES + 4 * 2 * 4 * TILE + ITEMS * 5 * 4 + 10 * 8).next_multiple_of(1024);
 
@@ -22,8 +23,8 @@ fn kernel(drops: bool) -> &'static str {
     if drops { "attention_sm90_backward_dropout_bf16" } else { "attention_sm90_backward_bf16" }
 }
 
-/// Whether the device runs this kernel, and the kernel these sizes: it keeps the gradients of a head's queries in shared memory, and
-/// makes nothing of a batch without queries.
+/// Whether the device runs this kernel, and the kernel these sizes: it keeps the gradients of a head's queries in shared
+/// memory, and makes nothing of a batch without queries.
 pub fn takes(device: &Device, sizes: &Sizes, drops: bool) -> bool {
     sizes.max_keys <= LONGEST && sizes.queries > 0 && device.has_kernel(kernel(drops))
 }
@@ -46,8 +47,8 @@ pub struct Backward<'a> {
 /// Queues the kernel.
 ///
 /// # Safety
-/// The sizes are such that [`takes`] says yes; the buffers have the lengths that the sizes say, and are aligned, of bf16 and of heads of
-/// 64; the offsets hold what the module relies on.
+/// The sizes are such that [`takes`] says yes; the buffers have the lengths that the sizes say, and are aligned, of bf16
+/// and of heads of 64; the offsets hold what the module relies on.
 pub unsafe fn backward(device: &Device, args: Backward<'_>) -> Result<()> {
     let Backward { dout, out, lse, delta, parts, grads, sizes, arg, drops, mask } = args;
     let h = sizes.hidden();
