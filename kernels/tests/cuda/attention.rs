@@ -5,6 +5,9 @@ use kernels::cpu::Cpu;
 use kernels::cuda::{Cuda, Element, Memory, Options, View};
 use kernels::{Backend, Error, Scalar};
 
+#[path = "attention_backward.rs"]
+mod backward;
+
 /// Attention over packed sequences of (queries, keys).
 #[derive(Debug, Clone)]
 pub struct Attention {

@@ -8,6 +8,7 @@
 mod any;
 mod sm80;
 mod sm90;
+mod sm90_backward;
 
 use super::device::Device;
 use super::launch::{Arg, Launch, dropout, kernel};
@@ -238,6 +239,14 @@ pub(super) fn backward<E: Element>(device: &Device, args: AttentionBackward<'_, 
     let aligned = [dout, out].iter().all(|x| x.is_aligned()) && parts.are_aligned() && grads.are_aligned();
     let arg = sizes.arg::<E>(&parts, aligned);
     let delta = device.scratch(sizes.heads * sizes.queries * size_of::<f32>())?;
+    if aligned && on_tensor_cores::<E>(sizes.d) && sm90_backward::takes(device, &sizes, drops) {
+        let (dout, out, lse, parts, grads, sizes) =
+            (dout.ptr(), out.ptr(), lse.ptr(), &parts, &grads, &sizes);
+        let args =
+            sm90_backward::Backward { dout, out, lse, delta, parts, grads, sizes, arg, drops, mask };
+        // SAFETY: lengths were checked above, offsets are the caller's promise (see the module)
+        return unsafe { sm90_backward::backward(device, args) };
+    }
     let plan = if aligned && on_tensor_cores::<E>(sizes.d) {
         sm80::backward(drops)
     } else {
