@@ -69,14 +69,14 @@ pub(super) fn linear_forward<E: Element>(a: &LinearForward<'_, Cuda<E>>) -> (Str
 pub(super) fn linear_gelu_forward<E: Element>(a: &LinearGeluForward<'_, Cuda<E>>) -> (String, Work) {
     let LinearSize { rows, inputs, outputs } = a.size;
     let moved = rows * inputs + inputs * outputs + 2 * rows * outputs + outputs;
-    product::<E>("linear_gelu_forward", a.size, elems::<E>(moved))
+    product("linear_gelu_forward", a.size, elems::<E>(moved))
 }
 
 /// The same: GELU's input is read.
 pub(super) fn linear_gelu_dgrad<E: Element>(a: &LinearGeluDgrad<'_, Cuda<E>>) -> (String, Work) {
     let LinearSize { rows, inputs, outputs } = a.size;
     let moved = rows * outputs + inputs * outputs + 2 * rows * inputs;
-    product::<E>("linear_gelu_dgrad", a.size, elems::<E>(moved) + 2 * FLOAT * inputs)
+    product("linear_gelu_dgrad", a.size, elems::<E>(moved) + 2 * FLOAT * inputs)
 }
 
 pub(super) fn linear_dgrad<E: Element>(a: &LinearDgrad<'_, Cuda<E>>) -> (String, Work) {
