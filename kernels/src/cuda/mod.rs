@@ -30,8 +30,8 @@ mod timing;
 mod transfer;
 mod work;
 
-pub use gemm::Tiles;
 pub use device::{Device, OLDEST, OLDEST_DRIVER, count, driver_version, pci_bus_id};
+pub use gemm::Tiles;
 pub use images::{ARCHS, COMPILER, IMAGES, Image, Resources, resources};
 pub use memory::{Memory, View, ViewMut};
 pub use nccl::Nccl;

@@ -168,8 +168,7 @@ fn cases() -> Vec<Case> {
     ];
     let both =
         |(rows, h)| [(true, 0.1), (false, 0.0)].map(|(residual, p)| Case { rows, h, residual, p, past: 0 });
-    let more =
-        [(7, 1024, 0.5, 0), (7, 1024, 0.1, 1), (7, 768, 0.5, 3), (7, 2048, 0.5, 1), (5, 1032, 0.5, 0)];
+    let more = [(7, 1024, 0.5, 0), (7, 1024, 0.1, 1), (7, 768, 0.5, 3), (7, 2048, 0.5, 1), (5, 1032, 0.5, 0)];
     let more = more.map(|(rows, h, p, past)| Case { rows, h, residual: true, p, past });
     sizes.into_iter().flat_map(both).chain(more).collect()
 }

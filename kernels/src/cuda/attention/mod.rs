@@ -242,8 +242,7 @@ pub(super) fn backward<E: Element>(device: &Device, args: AttentionBackward<'_, 
     if aligned && on_tensor_cores::<E>(sizes.d) && sm90_backward::takes(device, &sizes, drops) {
         let (dout, out, lse, parts, grads, sizes) =
             (dout.ptr(), out.ptr(), lse.ptr(), &parts, &grads, &sizes);
-        let args =
-            sm90_backward::Backward { dout, out, lse, delta, parts, grads, sizes, arg, drops, mask };
+        let args = sm90_backward::Backward { dout, out, lse, delta, parts, grads, sizes, arg, drops, mask };
         // SAFETY: lengths were checked above, offsets are the caller's promise (see the module)
         return unsafe { sm90_backward::backward(device, args) };
     }

@@ -123,7 +123,8 @@ impl Products {
             Way::Own(tiles) => unsafe { own::run(&self.device, &shape, *tiles, &at) },
             Way::Library(plan) => self.device.queue(shape.family.name(), || {
                 // SAFETY: the caller's; the workspace is used by one product after the other, as they are on one stream
-                unsafe { plan.run(&self.library, &at, self.workspace, self.device.compute()) }.map_err(explain)
+                unsafe { plan.run(&self.library, &at, self.workspace, self.device.compute()) }
+                    .map_err(explain)
             }),
             Way::Apart => Err(explain("nothing of a product without GELU".into())),
         }
