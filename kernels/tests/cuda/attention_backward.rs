@@ -74,7 +74,8 @@ impl Attention {
         self.gradients(&cuda, &self.saved(&exact));
         let profile = cuda.device().profile().unwrap();
         cuda.device().set_profile(false).unwrap();
-        profile.iter().flat_map(|op| &op.kernels).map(|k| k.name).collect()
+        let backward = profile.iter().filter(|op| op.name == "attention_backward");
+        backward.flat_map(|op| &op.kernels).map(|k| k.name).collect()
     }
 }
 
