@@ -8,7 +8,7 @@ use crate::{exit, placement, signals};
 use anyhow::{Context, anyhow, bail};
 use engine::Error;
 use engine::config::{Config, Device as Wanted, Precision};
-use engine::dist::{self, Control, End, Group, Limits};
+use engine::dist::{self, Address, Control, End, Group, Limits};
 use half::bf16;
 use kernels::Backend;
 use kernels::collective::tcp::Tcp;
@@ -123,14 +123,14 @@ fn join(found: &Found, wanted: Wanted, config: &Config) -> anyhow::Result<Option
         end_without_starter(met.clone());
     }
     let mut mpi = if wanted == Wanted::Cpu { over_mpi(found)? } else { None };
-    let Some(meet) = meeting_place(found, mpi.as_deref_mut())? else {
+    let Some(meet) = meeting_place(found, mpi.as_deref_mut(), spawn::listener())? else {
         bail!(
             "the ranks are on several machines and none knows rank 0's; set MASTER_ADDR for all, as in mpirun -x \
              MASTER_ADDR=node1"
         );
     };
     let start = Duration::from_secs(config.ranks.start_seconds);
-    let Some(mut meeting) = dist::meet(place, &meet, &found.token, mpi.is_none(), start)? else {
+    let Some(mut meeting) = dist::meet(place, meet, &found.token, mpi.is_none(), start)? else {
         return Ok(None);
     };
     let limits = Limits { start, hang: Duration::from_secs(config.ranks.hang_seconds) };
@@ -297,28 +297,32 @@ fn over_mpi(found: &Found) -> anyhow::Result<Option<Box<dyn Transport>>> {
     Ok(None)
 }
 
-/// Where rank 0 is; over MPI it can tell.
+/// Where rank 0 is, with its listener where there is one already; over MPI it can tell.
 fn meeting_place(
     found: &Found,
     mpi: Option<&mut (dyn Transport + 'static)>,
-) -> anyhow::Result<Option<String>> {
+    listener: Option<TcpListener>,
+) -> anyhow::Result<Option<Address>> {
     /// Longest name of a machine, with a port.
     const LONGEST: usize = 300;
     let (None, Some(mpi)) = (&found.meet, mpi) else {
-        return Ok(found.meet.clone().or_else(|| found.near.clone()));
+        let text = found.meet.clone().or_else(|| found.near.clone());
+        return Ok(text.map(|text| Address { text, listener }));
     };
-    let mut bytes = vec![0; LONGEST];
+    let (mut bytes, mut listener) = (vec![0; LONGEST], None);
     if found.place.rank == 0 {
-        let port =
-            TcpListener::bind("0.0.0.0:0").and_then(|l| l.local_addr()).context("cannot find a free port")?;
-        let address = format!("{}:{}", found.place.host, port.port());
+        let free = TcpListener::bind("0.0.0.0:0").context("cannot find a free port")?;
+        let port = free.local_addr().context("cannot find a free port")?.port();
+        listener = Some(free);
+        let address = format!("{}:{port}", found.place.host);
         bytes[..address.len().min(LONGEST)]
             .copy_from_slice(&address.as_bytes()[..address.len().min(LONGEST)]);
     }
     let mut parts = vec![LONGEST..LONGEST; found.place.world];
     parts[0] = 0..LONGEST;
     mpi.all_gather(&mut bytes, &parts)?;
-    Ok(Some(String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned()))
+    let text = String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned();
+    Ok(Some(Address { text, listener }))
 }
 
 /// Threads of one of several processes of a machine: its share of the cores.

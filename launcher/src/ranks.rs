@@ -14,6 +14,9 @@ pub const LOCAL_RANK: &str = "LAUNCHER_LOCAL_RANK";
 pub const LOCAL_WORLD: &str = "LAUNCHER_LOCAL_WORLD";
 /// `host:port` of rank 0, likewise.
 pub const MEET: &str = "LAUNCHER_MEET";
+/// The file descriptor of rank 0's listener at that address, likewise: of a port that was found free and then closed
+/// somebody else might take hold.
+pub const LISTENER: &str = "LAUNCHER_LISTENER";
 /// Keeps jobs apart, likewise.
 pub const TOKEN: &str = "LAUNCHER_TOKEN";
 

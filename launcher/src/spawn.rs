@@ -1,9 +1,11 @@
 //! Starts the workers of one machine, passes signals on to them, and leaves none behind.
 
-use crate::ranks::{LOCAL_RANK, LOCAL_WORLD, MEET, RANK, TOKEN, WORLD};
+use crate::ranks::{LISTENER, LOCAL_RANK, LOCAL_WORLD, MEET, RANK, TOKEN, WORLD};
 use crate::{exit, signals};
 use anyhow::Context;
-use std::net::TcpListener;
+use rustix::io::FdFlags;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt, parent_id};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -28,9 +30,15 @@ pub struct Crew {
 
 /// Starts this program again as each worker and waits for all. The code is 0 if all are done, else the first failure's.
 pub fn run(crew: &Crew) -> anyhow::Result<u8> {
+    let mut listener = None;
     let meet = match &crew.meet {
         Some(meet) => meet.clone(),
-        None if crew.first == 0 && crew.world == crew.count => format!("127.0.0.1:{}", free_port()?),
+        None if crew.first == 0 && crew.world == crew.count => {
+            let found = TcpListener::bind("127.0.0.1:0").context("cannot find a free port")?;
+            let address = found.local_addr().context("cannot find a free port")?.to_string();
+            listener = Some(found);
+            address
+        }
         None => anyhow::bail!(
             "the machine of rank 0 is not known here; set MASTER_ADDR for all, as in mpirun -x MASTER_ADDR=node1"
         ),
@@ -58,6 +66,12 @@ pub fn run(crew: &Crew) -> anyhow::Result<u8> {
             .stdin(Stdio::piped())
             // A terminal's signals come to this process only, which passes them on once.
             .process_group(0);
+        // It goes to the first worker only, and is closed here.
+        let listener = listener.take();
+        if let Some(listener) = &listener {
+            rustix::io::fcntl_setfd(listener, FdFlags::empty()).context("cannot pass a port on")?;
+            command.env(LISTENER, listener.as_raw_fd().to_string());
+        }
         match command.spawn() {
             Ok(child) => workers.push(Worker { rank: crew.first + local, child, ended: None }),
             Err(e) => {
@@ -69,9 +83,20 @@ pub fn run(crew: &Crew) -> anyhow::Result<u8> {
     Ok(look_after(&mut workers, &passed, crew.started))
 }
 
-fn free_port() -> anyhow::Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("cannot find a free port")?;
-    Ok(listener.local_addr().context("cannot find a free port")?.port())
+/// In rank 0's worker: the listener that [`run`] has left open for it. To be called once.
+pub fn listener() -> Option<TcpListener> {
+    let fd = std::env::var(LISTENER).ok()?.parse().ok().filter(|fd| *fd >= 0)?;
+    // SAFETY: whoever set the variable has left the descriptor open for this process, and nothing else here knows of it
+    let listener = unsafe { TcpListener::from_raw_fd(fd) };
+    let meant = std::env::var(MEET).ok()?.parse::<SocketAddr>().ok();
+    let inherited = listener.local_addr().ok();
+    if inherited.is_none() || inherited != meant {
+        // Not ours after all: it stays as it is.
+        let _ = listener.into_raw_fd();
+        return None;
+    }
+    rustix::io::fcntl_setfd(&listener, FdFlags::CLOEXEC).ok()?;
+    Some(listener)
 }
 
 struct Worker {

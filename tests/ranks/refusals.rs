@@ -7,6 +7,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 /// One rank of several: its program, its folder and its options.
 struct Rank {
@@ -36,10 +37,18 @@ impl Rank {
     }
 }
 
+/// Not one that the system gives to whoever asks for any, which may happen before rank 0 listens.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let own = (std::process::id() % 100) as u16 * 100;
+    let ports = std::iter::repeat_with(|| 10_000 + own + NEXT.fetch_add(1, Ordering::Relaxed) % 100);
+    ports.take(100).find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).unwrap()
+}
+
 /// The one message of ranks none of which may succeed.
 #[track_caller]
 fn refused(place: &Workplace, ranks: &[Rank]) -> String {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let config = place.path("ranks.toml");
     let start = |(i, rank): (usize, &Rank)| rank.command(&config, i, ranks.len(), port).spawn().unwrap();
     let started: Vec<_> = ranks.iter().enumerate().map(start).collect();

@@ -11,7 +11,7 @@ pub use activity::{Busy, Limits, Waiting};
 pub use buckets::Buckets;
 pub use control::{Control, End};
 pub use program::program;
-pub use rendezvous::{Meeting, meet};
+pub use rendezvous::{Address, Meeting, meet};
 
 use crate::{Error, Result};
 use kernels::Backend;

@@ -56,15 +56,30 @@ pub struct Meeting {
     pub data: Vec<Option<TcpStream>>,
 }
 
-/// Meets the other ranks at `address` (`host:port`, of rank 0). With `data`, also connects each with each. None where rank 0
-/// gives up, and says why.
+/// Where the ranks meet.
+#[derive(Debug)]
+pub struct Address {
+    /// `host:port` of rank 0.
+    pub text: String,
+    /// Rank 0's, where it listens there already.
+    pub listener: Option<TcpListener>,
+}
+
+impl Address {
+    /// An address where rank 0 has yet to listen.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), listener: None }
+    }
+}
+
+/// Meets the other ranks. With `data`, also connects each with each. None where rank 0 gives up, and says why.
 ///
 /// # Errors
 /// If not all are there within `deadline`: the message says which are missing. An address that is taken or cannot be
 /// resolved; a process of another program, or with another number of ranks.
 pub fn meet(
     place: &Place,
-    address: &str,
+    address: Address,
     token: &str,
     data: bool,
     deadline: Duration,
@@ -76,7 +91,7 @@ pub fn meet(
     let port = listener.local_addr().map_err(|e| failed("listen for other ranks", &e))?.port();
     let met = match place.rank {
         0 => Some(gather(place, address, token, port, end)?),
-        _ => report(place, address, token, port, end)?,
+        _ => report(place, &address.text, token, port, end)?,
     };
     let Some((control, peers)) = met else { return Ok(None) };
     let data = if data { connect_all(place, &peers, &listener, token, end)? } else { Vec::new() };
@@ -122,19 +137,23 @@ type Streams = Vec<Option<BufReader<TcpStream>>>;
 /// Rank 0: waits for all others and tells them who is where.
 fn gather(
     place: &Place,
-    address: &str,
+    address: Address,
     token: &str,
     data_port: u16,
     end: Instant,
 ) -> Result<(Streams, Vec<Peer>)> {
-    let at = resolve(address)?;
-    let listener = TcpListener::bind(("0.0.0.0", at.port())).map_err(|e| {
-        error(format!(
-            "rank 0 cannot listen on port {} of {}: {e}; set MASTER_PORT to a free one",
-            at.port(),
-            place.host
-        ))
-    })?;
+    let Address { text: address, listener } = address;
+    let at = resolve(&address)?;
+    let listener = match listener {
+        Some(listener) => listener,
+        None => TcpListener::bind(("0.0.0.0", at.port())).map_err(|e| {
+            error(format!(
+                "rank 0 cannot listen on port {} of {}: {e}; set MASTER_PORT to a free one",
+                at.port(),
+                place.host
+            ))
+        })?,
+    };
     listener.set_nonblocking(true).map_err(|e| error(format!("rank 0 cannot listen: {e}")))?;
     let mut streams: Streams = (0..place.world).map(|_| None).collect();
     let mut peers: Vec<Option<Peer>> = vec![None; place.world];
@@ -341,20 +360,19 @@ mod tests {
         Place { rank, world, local_rank: rank, local_world: world, host: format!("h{rank}") }
     }
 
-    fn free_address() -> String {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap().to_string()
-    }
-
     fn meet_all(places: Vec<(Place, &str)>, seconds: u64) -> Vec<Result<Option<Meeting>>> {
-        let address = free_address();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let text = listener.local_addr().unwrap().to_string();
+        // Of the first rank 0; closed where there is none.
+        let mut listener = places.iter().any(|(place, _)| place.rank == 0).then_some(listener);
         std::thread::scope(|scope| {
             let deadline = Duration::from_secs(seconds);
-            let address = &address;
-            let threads: Vec<_> = places
-                .into_iter()
-                .map(|(place, token)| scope.spawn(move || meet(&place, address, token, true, deadline)))
-                .collect();
+            let mut start = |(place, token): (Place, _)| {
+                let listener = if place.rank == 0 { listener.take() } else { None };
+                let address = Address { text: text.clone(), listener };
+                scope.spawn(move || meet(&place, address, token, true, deadline))
+            };
+            let threads: Vec<_> = places.into_iter().map(&mut start).collect();
             threads.into_iter().map(|t| t.join().unwrap()).collect()
         })
     }
