@@ -1,14 +1,16 @@
 //! Timing whole training steps on made-up tokens: what `launcher bench` prints.
 
-use crate::config::{ModelConfig, OptimizerConfig};
+use crate::config::{Config, ModelConfig};
 use crate::data::{Batch, Sequence};
+use crate::dist::{Control, Group};
 use crate::error::During;
-use crate::model::{Bert, Gradients, LossScale};
-use crate::optim::Optimizer;
+use crate::model::{Bert, Gradients, LossScale, SUMS};
+use crate::optim::{Optimizer, UpdateOutcome};
 use crate::plan::Lengths;
+use crate::step::{self, OwnWork, Reduction, Step};
 use crate::{Error, Result};
 use kernels::backend::{Backend, LinearForward, LinearSize};
-use kernels::collective::Solo;
+use kernels::collective::Travel;
 use kernels::philox::{Stream, step_key};
 use std::path::Path;
 use std::time::Instant;
@@ -122,28 +124,38 @@ pub fn batch(model: &ModelConfig, lengths: &[u32], max_predictions: usize) -> Ba
     Batch::pack(&all, 0, model.max_positions as u32)
 }
 
-/// A model with all that a training step needs.
-pub struct Bench<B: Backend> {
+/// A model with all that a training step needs, in each process that takes it.
+pub struct Bench<'g, B: Backend> {
+    group: &'g mut Group<B>,
     bert: Bert<B>,
     grads: Gradients<B>,
     optimizer: Optimizer<B>,
+    reduction: Reduction,
     batch: Batch,
     scale: LossScale,
     step: u64,
+    work: OwnWork,
 }
 
-impl<B: Backend<Acc = f32>> Bench<B> {
-    /// Fresh weights, moments 0, and the batch that every step takes.
+impl<'g, B: Backend<Acc = f32>> Bench<'g, B> {
+    /// Fresh weights, moments 0, and the batch that every step takes in each process.
     ///
     /// # Errors
-    /// Memory that does not suffice.
-    pub fn new(backend: B, model: &ModelConfig, optimizer: &OptimizerConfig, batch: Batch) -> Result<Self> {
-        let mut bert = Bert::new(backend, model)?;
+    /// Memory that does not suffice; processes with different configurations or batches.
+    pub fn new(group: &'g mut Group<B>, backend: B, config: &Config, batch: Batch) -> Result<Self> {
+        let sizes = format!("{} sequences of {} tokens", batch.sequences(), batch.token_count());
+        group.agree(&[("configuration", config.hash()), ("batch", sizes)])?;
+        let mut bert = Bert::recomputing(backend, &config.model, config.train.recompute)?;
         bert.init(1)?;
         let grads = bert.gradients()?;
-        let optimizer = Optimizer::new(bert.backend(), bert.table(), optimizer)?;
-        let scale = LossScale::new(batch.mlm_labels.len(), batch.nsp_labels.len());
-        Ok(Self { bert, grads, optimizer, batch, scale, step: 0 })
+        let (world, table) = (group.world(), bert.table());
+        let division = step::division(config, table, world);
+        let rank = group.ranks.rank();
+        let optimizer = Optimizer::divided(bert.backend(), table, &config.optimizer, &division, rank)?;
+        let reduction = Reduction::new(config, table, world);
+        let scale = LossScale::new(world * batch.mlm_labels.len(), world * batch.nsp_labels.len());
+        let work = OwnWork::default();
+        Ok(Self { group, bert, grads, optimizer, reduction, batch, scale, step: 0, work })
     }
 
     /// The device.
@@ -173,69 +185,103 @@ impl<B: Backend<Acc = f32>> Bench<B> {
         [2.0 * product, 5.0 * product]
     }
 
-    /// Queues one step: forward, backward, clipping, the optimizer; gives the norm on its way to the host. Where training makes
-    /// a graph of the ops, so does this.
+    /// The processes that take each step together.
+    pub fn group(&self) -> &Group<B> {
+        self.group
+    }
+
+    /// Of several processes the one that the others have waited for in all steps so far, and by how much its work exceeds the
+    /// mean.
+    pub fn slowest(&self) -> Option<(usize, f64)> {
+        self.work.slowest()
+    }
+
+    /// Queues one step as training does.
     fn queue(&mut self) -> Result<B::Pending> {
-        let Self { bert, grads, optimizer, batch, scale, step } = self;
+        let Self { group, bert, grads, optimizer, reduction, batch, scale, step, .. } = self;
         *step += 1;
-        bert.clear_sums()?;
-        grads.clear(bert.backend())?;
-        bert.bring(grads, batch)?;
-        bert.backend().begin_step()?;
-        bert.train(grads, *scale, step_key(1, *step), &mut |_, _, _| Ok(()))?;
-        let (backend, weights) = bert.weights_mut();
-        optimizer.update(backend, &mut Solo, weights, grads.params(), LR)?;
-        backend.end_step()?;
-        Ok(backend.read_later(&optimizer.outcome_on_device())?)
+        let micro = std::slice::from_ref(&*batch);
+        let step = Step { micro, scale: *scale, key: step_key(1, *step), lr: LR };
+        step::queue(step::Parts { group, bert, grads, optimizer }, reduction, &step)
     }
 
     /// Seconds of each of `steps` steps, or of as many as `seconds` take, back to back: from one step's end to the next one's.
     ///
     /// # Errors
-    /// Those of the device, and a gradient that is not finite.
+    /// Those of the device and of the other processes, and a gradient that is not finite.
     pub fn time(&mut self, steps: Option<usize>, seconds: f64) -> Result<Vec<f64>> {
-        for _ in 0..WARM_UP {
-            let norm = self.queue()?;
-            self.finish(norm)?;
-        }
+        self.run(WARM_UP)?;
         // One step is always queued while the one before runs, as in training.
         let mut pending = self.queue()?;
         let (started, mut last) = (Instant::now(), Instant::now());
         let mut times = Vec::new();
         loop {
-            let next = self.queue()?;
-            self.finish(std::mem::replace(&mut pending, next))?;
+            let worked = self.group.ranks.work_seconds()?;
+            let next = {
+                let _waiting = self.group.waits();
+                self.queue()?
+            };
+            // The first was under way before the clock ran.
+            let done = times.len() >= steps.unwrap_or(1).max(1);
+            let over = done && (steps.is_some() || started.elapsed().as_secs_f64() >= seconds);
+            let over = self.finish(std::mem::replace(&mut pending, next), worked, over)?;
             times.push(last.elapsed().as_secs_f64());
             last = Instant::now();
-            let done = steps.map_or(started.elapsed().as_secs_f64() >= seconds, |n| times.len() > n);
-            if done && times.len() > 1 {
+            if over {
                 break;
             }
         }
-        self.finish(pending)?;
-        // The first was under way before the clock ran.
+        let worked = self.group.ranks.work_seconds()?;
+        self.finish(pending, worked, true)?;
         times.remove(0);
         Ok(times)
     }
 
-    /// Runs `steps` steps and waits for them.
+    /// Runs `steps` steps and waits for each.
     ///
     /// # Errors
     /// As [`Self::time`].
     pub fn run(&mut self, steps: usize) -> Result<()> {
         for _ in 0..steps {
-            let norm = self.queue()?;
-            self.finish(norm)?;
+            let numbers = self.queue()?;
+            let worked = self.group.ranks.work_seconds()?;
+            self.finish(numbers, worked, false)?;
         }
         Ok(())
     }
 
-    fn finish(&self, norm: B::Pending) -> Result<()> {
-        let norm = self.backend().read(norm)?;
-        if norm.first().is_some_and(|n| n.is_finite()) {
-            return Ok(());
+    /// How long gradients and weights are on their way in a step: the mean of `steps` steps, as this process sees it.
+    ///
+    /// # Errors
+    /// As [`Self::time`].
+    pub fn travel(&mut self, steps: usize) -> Result<Travel> {
+        self.group.ranks.time_travel(true)?;
+        self.run(steps)?;
+        let Travel { gradients, exposed, weights } = self.group.ranks.travel()?;
+        self.group.ranks.time_travel(false)?;
+        let [gradients, exposed, weights] = [gradients, exposed, weights].map(|s| s / steps as f64);
+        Ok(Travel { gradients, exposed, weights })
+    }
+
+    /// Waits for a step of which this process's own part took `worked` seconds. Whether it is the last one is the first
+    /// process's to say.
+    fn finish(&mut self, numbers: B::Pending, worked: f64, over: bool) -> Result<bool> {
+        let numbers = self.group.wait(|| self.bert.backend().read(numbers))?;
+        let norm = UpdateOutcome::from_numbers(numbers.get(SUMS..).unwrap_or_default()).norm;
+        if !norm.is_finite() {
+            return Err(Error::Training(format!("step {}: the gradient's norm is {norm}", self.step)));
         }
-        Err(Error::Training(format!("step {}: the gradient's norm is {:?}", self.step, norm.first())))
+        let world = self.group.world();
+        if world == 1 {
+            return Ok(over);
+        }
+        let mut shared = vec![0.0; 1 + world];
+        shared[0] = f64::from(u8::from(over && self.group.is_first()));
+        shared[1 + self.group.ranks.rank()] = worked;
+        self.group.ranks.sum_host(&mut shared)?;
+        self.group.control.iter().for_each(Control::step_done);
+        self.work.add(&shared[1..]);
+        Ok(shared[0] > 0.0)
     }
 }
 
@@ -314,13 +360,16 @@ mod tests {
         let model = ModelConfig { vocab_size: 300, ..Preset::Tiny.model() };
         let batch = batch(&model, &[40, 9, 1], 76);
         assert_eq!((batch.token_count(), batch.mlm_labels.len()), (50, 6 + 1 + 1));
-        let mut bench = Bench::new(Cpu::<f32>::new(), &model, &OptimizerConfig::default(), batch).unwrap();
+        let mut group = Group::solo();
+        let config = Config { model: model.clone(), ..Config::default() };
+        let mut bench = Bench::new(&mut group, Cpu::<f32>::new(), &config, batch).unwrap();
         // The first of two layers attends from every token, the last from a few.
         let ([forward, backward], full) =
             (bench.attention_flops(), 4.0 * 128.0 * f64::from(40 * 40 + 9 * 9 + 1));
         assert!(forward > full && forward < 2.0 * full && backward == 2.5 * forward, "{forward}, {full}");
         assert_eq!(bench.time(Some(3), 0.0).unwrap().len(), 3);
         assert!(bench.time(None, 0.05).unwrap().iter().sum::<f64>() < 60.0);
+        assert_eq!((bench.slowest(), bench.travel(1).unwrap()), (None, Travel::default()));
         assert_eq!(settled(&[9.0, 9.0, 9.0, 1.0, 2.0, 3.0]), 2.0);
         assert!(matmul_rate(bench.backend(), 64).unwrap() > 1e6);
     }

@@ -17,6 +17,7 @@ pub mod model;
 pub mod optim;
 pub mod plan;
 pub mod report;
+pub mod step;
 pub mod table;
 pub mod trainer;
 pub mod verify;

@@ -346,23 +346,25 @@ pub struct VerifyArgs {
 /// Times whole training steps, on made-up tokens, without loading data
 ///
 /// Forward, backward, clipping and the optimizer, back to back; the median of the second half counts, when the clocks of a
-/// GPU at full load have settled. The count of model FLOPs is that of the products of forward and backward.
+/// GPU at full load have settled. The count of model FLOPs is that of the products of forward and backward. Several processes
+/// take each step together, with the same batch each; `launcher plan --step` reads what --json prints.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
   launcher bench --config configs/bert-large.toml --device cuda --batch 32
-  launcher bench --config configs/bert-large.toml --batch 128 --lengths mlperf --profile")]
+  launcher bench --config configs/bert-large.toml --batch 128 --lengths mlperf --profile
+  launcher bench --config configs/bert-large.toml --batch 96 --gpus 8 --json > step.json")]
 pub struct BenchArgs {
     /// Configuration file in TOML: model, optimizer, precision [default: none, every key has its default]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where to compute [key: train.device, default: auto]
-    #[arg(long, value_enum)]
-    pub device: Option<Device>,
-    /// Sequences of a step [default: train.batch_sequences / train.accumulation]
+    /// On what it runs.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Sequences of a step in each process [default: train.batch_sequences / train.accumulation, over all processes]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub batch: Option<u32>,
-    /// Tokens of a step instead: as many sequences as fit [default: --batch counts]
+    /// Tokens of a step in each process instead: as many sequences as fit [default: --batch counts]
     #[arg(long, value_name = "N", conflicts_with = "batch", value_parser = clap::value_parser!(u32).range(1..))]
     pub tokens: Option<u32>,
     /// Lengths of the sequences: `full`, `mlperf` (the benchmark's mix), or a file with one length in a line, taken in turn

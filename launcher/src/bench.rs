@@ -2,15 +2,16 @@
 
 mod breakdown;
 
-use crate::args::{BenchArgs, PlaceArgs};
-use crate::device::{self, Work};
-use crate::{exit, format};
+use crate::args::BenchArgs;
+use crate::{exit, format, job};
 use anyhow::bail;
-use breakdown::{Breakdown, Ceilings};
+use breakdown::{Breakdown, Ceilings, PROFILED};
 use engine::bench::{Bench, Mix, batch, matmul_rate, settled};
 use engine::config::Config;
+use engine::dist::Group;
 use engine::model::training_flops;
 use kernels::Backend;
+use kernels::collective::Travel;
 use kernels::cuda::Device;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -21,10 +22,11 @@ const VOCAB: usize = 30_522;
 /// Rows of the product that is taken for the ceiling: a GPU's, a CPU's.
 const CEILING: [usize; 2] = [8192, 1536];
 
-/// What was measured.
+/// What was measured, as the first process sees it.
 struct Measured {
     device: String,
     parameters: usize,
+    /// Of one process, as are tokens, predictions, FLOPs and memory.
     sequences: usize,
     tokens: usize,
     masked: usize,
@@ -37,28 +39,70 @@ struct Measured {
     ceiling: f64,
     /// Bytes on the GPU by buffer.
     memory: Vec<(&'static str, u64)>,
+    /// Number of processes.
+    world: usize,
+    /// What only several have.
+    together: Option<Together>,
     profile: Option<Breakdown>,
+}
+
+/// What several processes take a step for besides their own work.
+struct Together {
+    /// Over what they talk.
+    ranks: String,
+    /// Of a step.
+    travel: Travel,
+    /// The rank that the others wait for, and by how much its own work exceeds the mean.
+    slowest: Option<(usize, f64)>,
+}
+
+impl Together {
+    /// Share of the gradients' way during which backward went on.
+    fn hidden(&self) -> f64 {
+        (1.0 - self.travel.exposed / self.travel.gradients).clamp(0.0, 1.0)
+    }
+
+    fn print(&self, out: &mut dyn Write) -> std::io::Result<()> {
+        let Travel { gradients, exposed, weights } = self.travel;
+        let ms = |seconds: f64| format!("{:.2} ms", 1e3 * seconds);
+        let row = |name, value| format!("{name:<14} {value}");
+        writeln!(out, "{}", row("processes", self.ranks.clone()))?;
+        let (way, after, share) = (ms(gradients), ms(exposed), 100.0 * self.hidden());
+        let text = format!("{way} on their way, {share:.0} % beside backward; {after} after it");
+        writeln!(out, "{}", row("gradients", text))?;
+        if weights > 0.0 {
+            writeln!(out, "{}", row("weights", format!("{} on their way", ms(weights))))?;
+        }
+        if let Some((rank, more)) = self.slowest {
+            let text = format!("{rank}, its own work {:.0} % over the mean", 100.0 * more);
+            writeln!(out, "{}", row("slowest rank", text))?;
+        }
+        Ok(())
+    }
+
+    fn to_json(&self) -> Value {
+        let Travel { gradients, exposed, weights } = self.travel;
+        json!({
+            "ranks": self.ranks,
+            "gradients_ms": 1e3 * gradients,
+            "gradients_after_backward_ms": 1e3 * exposed,
+            "gradients_beside_backward": self.hidden(),
+            "weights_ms": 1e3 * weights,
+            "slowest_rank": self.slowest.map(|(rank, _)| rank),
+            "slowest_rank_over_mean": self.slowest.map(|(_, more)| more),
+        })
+    }
 }
 
 /// Measures and prints.
 pub fn run(args: &BenchArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     let config = configuration(args)?;
-    crate::start_threads(config.train.threads)?;
-    let chosen = device::choose(config.train.device)?;
-    chosen.why.iter().for_each(|line| exit::say(line));
-    let measured = chosen.run(&config, false, Timing { args, config: &config })?;
-    if args.json {
-        writeln!(out, "{}", measured.to_json())?;
-    } else {
-        measured.print(out)?;
-    }
-    Ok(exit::DONE)
+    job::run(&args.place, &config, Timing { args, config: &config, out })
 }
 
 fn configuration(args: &BenchArgs) -> anyhow::Result<Config> {
-    let place = PlaceArgs { device: args.device, gpus: None, processes: None };
     let mut settings = args.overrides.clone();
-    settings.extend(place.device_value().map(|value| format!("train.device={value}")));
+    settings.extend(args.place.device_value().map(|value| format!("train.device={value}")));
     let mut config = Config::load(args.config.as_deref(), &settings)?;
     if config.model.init_from.is_some() {
         bail!("model.init_from: bench times a model of given sizes; set model.preset instead");
@@ -72,59 +116,100 @@ fn configuration(args: &BenchArgs) -> anyhow::Result<Config> {
 struct Timing<'a> {
     args: &'a BenchArgs,
     config: &'a Config,
+    out: &'a mut dyn Write,
 }
 
-impl Work for Timing<'_> {
-    type Result = Measured;
+impl job::Task for Timing<'_> {
+    const LEAVES_RUN: bool = false;
 
-    fn on<B: Backend<Acc = f32>>(self, backend: B, gpu: Option<Arc<Device>>) -> anyhow::Result<Measured> {
-        let (args, config) = (self.args, self.config);
-        let train = &config.train;
-        if args.profile && gpu.is_none() {
-            bail!("--profile: only GPUs tell the time of each kernel; leave it out");
-        }
-        let device = backend.describe();
-        let rows = args.ceiling.map_or(CEILING[usize::from(gpu.is_none())], |n| n as usize);
-        let ceiling = matmul_rate(&backend, rows)?;
-        let sequences = args.batch.map_or(train.batch_sequences / train.accumulation, |n| n as usize).max(1);
-        let budget = args.tokens.map(|n| n as usize).or_else(|| {
-            let by_config = args.batch.is_none() && train.batch_tokens > 0;
-            by_config.then_some(train.batch_tokens / train.accumulation)
-        });
-        let longest = config.model.max_positions.min(config.data.prepare.max_seq_length);
-        let lengths = Mix::parse(&args.lengths)?.lengths(sequences, budget, longest)?;
-        let batch = batch(&config.model, &lengths, config.data.prepare.max_predictions);
-        let mut bench = Bench::new(backend, &config.model, &config.optimizer, batch)?;
-        let times = bench.time(args.steps.map(|n| n as usize), args.seconds)?;
-        let step = settled(&times);
-        let profile = match &gpu {
-            Some(gpu) if args.profile => {
-                // As many bytes as a gigabyte for the default's 8192 rows.
-                let ceilings = Ceilings { copy: gpu.copy_rate(16 * rows * rows)?, product: ceiling };
-                Some(Breakdown::measure(&mut bench, gpu, step, ceilings)?)
+    fn run<B: Backend<Acc = f32>>(
+        self,
+        backend: B,
+        gpu: Option<Arc<Device>>,
+        group: &mut Group<B>,
+    ) -> anyhow::Result<u8> {
+        let Self { args, config, out } = self;
+        job::start_threads(group, config)?;
+        let measured = measure(args, config, backend, gpu, group)?;
+        if group.is_first() {
+            if args.json {
+                writeln!(out, "{}", measured.to_json())?;
+            } else {
+                measured.print(out)?;
             }
-            _ => None,
-        };
-        let batch = bench.batch();
-        Ok(Measured {
-            device,
-            parameters: bench.parameters(),
-            sequences: batch.sequences(),
-            tokens: batch.token_count(),
-            masked: batch.mlm_labels.len(),
-            steps: times.len(),
-            step,
-            flops: training_flops(&config.model, batch),
-            ceiling,
-            memory: gpu.map(|gpu| gpu.usage()).unwrap_or_default(),
-            profile,
-        })
+            // Before the others may end: who has started all may end this one then.
+            out.flush()?;
+        }
+        Ok(exit::DONE)
     }
 }
 
+/// Every process takes the same batch.
+fn measure<B: Backend<Acc = f32>>(
+    args: &BenchArgs,
+    config: &Config,
+    backend: B,
+    gpu: Option<Arc<Device>>,
+    group: &mut Group<B>,
+) -> anyhow::Result<Measured> {
+    let (train, world) = (&config.train, group.world());
+    if args.profile && gpu.is_none() {
+        bail!("--profile: only GPUs tell the time of each kernel; leave it out");
+    }
+    let device = backend.describe();
+    let rows = args.ceiling.map_or(CEILING[usize::from(gpu.is_none())], |n| n as usize);
+    let ceiling = matmul_rate(&backend, rows)?;
+    let share = train.accumulation * world;
+    let sequences = args.batch.map_or(train.batch_sequences / share, |n| n as usize).max(1);
+    let budget = args.tokens.map(|n| n as usize).or_else(|| {
+        let by_config = args.batch.is_none() && train.batch_tokens > 0;
+        by_config.then_some(train.batch_tokens / share)
+    });
+    let longest = config.model.max_positions.min(config.data.prepare.max_seq_length);
+    let lengths = Mix::parse(&args.lengths)?.lengths(sequences, budget, longest)?;
+    let batch = batch(&config.model, &lengths, config.data.prepare.max_predictions);
+    let mut bench = Bench::new(group, backend, config, batch)?;
+    let times = bench.time(args.steps.map(|n| n as usize), args.seconds)?;
+    let step = settled(&times);
+    let slowest = bench.slowest();
+    let together = match world {
+        1 => None,
+        _ => {
+            let travel = bench.travel(PROFILED)?;
+            Some(Together { ranks: bench.group().ranks.describe(), travel, slowest })
+        }
+    };
+    let profile = match &gpu {
+        Some(gpu) if args.profile => {
+            // As many bytes as a gigabyte for the default's 8192 rows.
+            let ceilings = Ceilings { copy: gpu.copy_rate(16 * rows * rows)?, product: ceiling };
+            let travel = together.as_ref().map(|together| together.travel);
+            Some(Breakdown::measure(&mut bench, gpu, step, travel, ceilings)?)
+        }
+        _ => None,
+    };
+    let batch = bench.batch();
+    Ok(Measured {
+        device,
+        parameters: bench.parameters(),
+        sequences: batch.sequences(),
+        tokens: batch.token_count(),
+        masked: batch.mlm_labels.len(),
+        steps: times.len(),
+        step,
+        flops: training_flops(&config.model, batch),
+        ceiling,
+        memory: gpu.map(|gpu| gpu.usage()).unwrap_or_default(),
+        world,
+        together,
+        profile,
+    })
+}
+
 impl Measured {
+    /// Of all processes.
     fn per_second(&self, n: usize) -> f64 {
-        n as f64 / self.step
+        (self.world * n) as f64 / self.step
     }
 
     fn rate(&self) -> f64 {
@@ -142,17 +227,18 @@ impl Measured {
             (
                 "a step",
                 format!(
-                    "{} sequences, {} tokens, {} masked",
+                    "{} sequences, {} tokens, {} masked{}",
                     self.sequences,
                     format::count(self.tokens as u64),
-                    format::count(self.masked as u64)
+                    format::count(self.masked as u64),
+                    if self.together.is_some() { ", in each process" } else { "" }
                 ),
             ),
             ("ms", format!("{:.2} (median of the second half of {} steps)", self.step * 1e3, self.steps)),
             ("sequences/s", format!("{:.1}", self.per_second(self.sequences))),
             ("tokens/s", format::count(self.per_second(self.tokens) as u64)),
             (
-                "model TFLOP/s",
+                if self.together.is_some() { "TFLOP/s each" } else { "model TFLOP/s" },
                 format!(
                     "{:.3}, {:.0} % of a large product's {:.3}",
                     self.rate() / 1e12,
@@ -164,6 +250,9 @@ impl Measured {
         for (name, value) in rows {
             writeln!(out, "{name:<14} {value}")?;
         }
+        if let Some(together) = &self.together {
+            together.print(out)?;
+        }
         if !self.memory.is_empty() {
             writeln!(out, "{:<14} {:.2} GiB", "memory", gib(self.bytes()))?;
         }
@@ -173,13 +262,15 @@ impl Measured {
         }
     }
 
+    /// `launcher plan --step` reads `batch`, `ms`, `sequences_per_second` and `gpus`, which are those of all processes.
     fn to_json(&self) -> Value {
         json!({
             "device": self.device,
             "parameters": self.parameters,
-            "sequences": self.sequences,
-            "tokens": self.tokens,
-            "masked": self.masked,
+            "gpus": self.world,
+            "batch": self.world * self.sequences,
+            "tokens": self.world * self.tokens,
+            "masked": self.world * self.masked,
             "steps": self.steps,
             "ms": self.step * 1e3,
             "sequences_per_second": self.per_second(self.sequences),
@@ -187,6 +278,7 @@ impl Measured {
             "model_tflops": self.rate() / 1e12,
             "matmul_tflops": self.ceiling / 1e12,
             "memory_bytes": self.bytes(),
+            "together": self.together.as_ref().map(Together::to_json),
             "profile": self.profile.as_ref().map(Breakdown::to_json),
         })
     }

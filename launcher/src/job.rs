@@ -1,4 +1,4 @@
-//! Training as one process or as one of several.
+//! What is done by one process or by one of several.
 
 use crate::args::PlaceArgs;
 use crate::device::{self, Work};
@@ -21,25 +21,33 @@ use std::time::Duration;
 
 /// Between two looks after the process that has started this one.
 const ORPHANED: Duration = Duration::from_millis(500);
+
 /// What is done in every process of a job.
-pub trait Train {
-    /// Trains as one of a group; the answer is the exit code.
-    fn train<B: Backend<Acc = f32>>(self, backend: B, group: &mut Group<B>) -> anyhow::Result<u8>;
+pub trait Task {
+    /// Whether it leaves a run folder.
+    const LEAVES_RUN: bool;
+    /// Does it as one of a group, whose GPU, if it is one, is behind `backend`; the answer is the exit code.
+    fn run<B: Backend<Acc = f32>>(
+        self,
+        backend: B,
+        gpu: Option<Arc<Device>>,
+        group: &mut Group<B>,
+    ) -> anyhow::Result<u8>;
 }
 
-/// Training by this process alone.
+/// A task of this process alone.
 struct Alone<T>(T);
 
-impl<T: Train> Work for Alone<T> {
+impl<T: Task> Work for Alone<T> {
     type Result = u8;
-    fn on<B: Backend<Acc = f32>>(self, backend: B, _: Option<Arc<Device>>) -> anyhow::Result<u8> {
-        self.0.train(backend, &mut Group::solo())
+    fn on<B: Backend<Acc = f32>>(self, backend: B, gpu: Option<Arc<Device>>) -> anyhow::Result<u8> {
+        self.0.run(backend, gpu, &mut Group::solo())
     }
 }
 
-/// Trains in the role that this process has: alone, as one of those that mpirun and the like have started, or in
+/// Does a task in the role that this process has: alone, as one of those that mpirun and the like have started, or in
 /// workers that are started here. An error of one of several ends all.
-pub fn run(place: &PlaceArgs, config: &Config, train: impl Train) -> anyhow::Result<u8> {
+pub fn run<T: Task>(place: &PlaceArgs, config: &Config, task: T) -> anyhow::Result<u8> {
     let get = |name: &str| match name {
         "PID" => Some(std::process::id().to_string()),
         "PARENT" => Some(parent_id().to_string()),
@@ -55,7 +63,7 @@ pub fn run(place: &PlaceArgs, config: &Config, train: impl Train) -> anyhow::Res
         Role::Alone => {
             let chosen = device::choose(wanted)?;
             chosen.why.iter().for_each(|line| exit::say(line));
-            chosen.run(config, true, Alone(train))
+            chosen.run(config, T::LEAVES_RUN, Alone(task))
         }
         Role::Leave => Ok(exit::DONE),
         Role::Spawn { count, first, world, meet, token } => {
@@ -71,7 +79,7 @@ pub fn run(place: &PlaceArgs, config: &Config, train: impl Train) -> anyhow::Res
             let wanted =
                 if place.processes.is_some() && wanted == Wanted::Auto { Wanted::Cpu } else { wanted };
             match join(&found, wanted, config)? {
-                Some(joined) => as_rank(&found, wanted, config, joined, train),
+                Some(joined) => as_rank(&found, wanted, config, joined, task),
                 None => Ok(exit::FAILED),
             }
         }
@@ -80,8 +88,7 @@ pub fn run(place: &PlaceArgs, config: &Config, train: impl Train) -> anyhow::Res
 
 /// Starts this process's threads, and its watch for signals; that of one of several has begun when they met.
 pub fn start<B: Backend>(group: &Group<B>, config: &Config) -> anyhow::Result<()> {
-    let local_world = group.control.as_ref().map_or(1, Control::local_world);
-    crate::start_threads(threads(config, local_world))?;
+    start_threads(group, config)?;
     if group.control.is_none() {
         signals::watch(true)?;
     }
@@ -90,6 +97,12 @@ pub fn start<B: Backend>(group: &Group<B>, config: &Config) -> anyhow::Result<()
         signals::training_started();
     }
     Ok(())
+}
+
+/// Starts this process's threads: its share of the machine's.
+pub fn start_threads<B: Backend>(group: &Group<B>, config: &Config) -> anyhow::Result<()> {
+    let local_world = group.control.as_ref().map_or(1, Control::local_world);
+    crate::start_threads(threads(config, local_world))
 }
 
 /// The other processes, met.
@@ -161,13 +174,13 @@ fn end_without_starter(met: Arc<OnceLock<Control>>) {
     });
 }
 
-/// Trains as one of several, on what all of them have.
-fn as_rank(
+/// Does a task as one of several, on what all of them have.
+fn as_rank<T: Task>(
     found: &Found,
     wanted: Wanted,
     config: &Config,
     joined: Joined,
-    train: impl Train,
+    task: T,
 ) -> anyhow::Result<u8> {
     let Joined { mut transport, control } = joined;
     let gpu = match gpu(found, wanted, transport.as_mut()) {
@@ -185,13 +198,16 @@ fn as_rank(
             };
         }
         let ranks = || Ok((device::on_cpu(config)?, HostCollective::new(transport)?));
-        return train_with(control, ranks, train);
+        return task_with(control, None, ranks, task);
     };
     let patience = Duration::from_secs(config.ranks.start_seconds);
+    let (own, leaves) = (Some(gpu.clone()), T::LEAVES_RUN);
     match config.train.precision {
-        Precision::F32 => train_with(control, || on_gpu::<f32>(config, gpu, transport, patience), train),
+        Precision::F32 => {
+            task_with(control, own, || on_gpu::<f32>(config, gpu, leaves, transport, patience), task)
+        }
         Precision::Auto | Precision::Bf16 => {
-            train_with(control, || on_gpu::<bf16>(config, gpu, transport, patience), train)
+            task_with(control, own, || on_gpu::<bf16>(config, gpu, leaves, transport, patience), task)
         }
     }
 }
@@ -200,27 +216,29 @@ fn as_rank(
 fn on_gpu<E: Element>(
     config: &Config,
     gpu: Arc<Device>,
+    leaves_run: bool,
     transport: Box<dyn Transport>,
     patience: Duration,
 ) -> anyhow::Result<(Cuda<E>, Nccl)> {
     // The ranks first: who fails alone does so after all have heard of all.
     let ranks = Nccl::new(gpu.clone(), transport, patience)?;
-    let options = device::options(config, &gpu, true);
+    let options = device::options(config, &gpu, leaves_run);
     Ok((Cuda::new(gpu, options)?, ranks))
 }
 
-/// Trains on a backend with its ranks, or ends all because there are none.
-fn train_with<B: Backend<Acc = f32>, C: Collective<B> + 'static>(
+/// Does a task on a backend with its ranks, or ends all because there are none.
+fn task_with<B: Backend<Acc = f32>, C: Collective<B> + 'static>(
     control: Control,
+    gpu: Option<Arc<Device>>,
     ranks: impl FnOnce() -> anyhow::Result<(B, C)>,
-    train: impl Train,
+    task: impl Task,
 ) -> anyhow::Result<u8> {
     let (backend, ranks) = match ranks() {
         Ok(both) => both,
         Err(error) => return ended(&control, Err(error)),
     };
     let mut group = Group::new(Box::new(ranks), control);
-    let result = train.train(backend, &mut group);
+    let result = task.run(backend, gpu, &mut group);
     match &group.control {
         Some(control) => ended(control, result),
         None => result,

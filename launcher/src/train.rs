@@ -8,8 +8,10 @@ use engine::config::Config;
 use engine::dist::Group;
 use engine::trainer::{self, Ending, Options};
 use kernels::Backend;
+use kernels::cuda::Device;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Trains, and prints the run's last line. The code is 128 + n where signal n ended it.
 pub fn run(args: &TrainArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
@@ -24,8 +26,15 @@ struct Training<'a> {
     out: &'a mut dyn Write,
 }
 
-impl job::Train for Training<'_> {
-    fn train<B: Backend<Acc = f32>>(self, backend: B, group: &mut Group<B>) -> anyhow::Result<u8> {
+impl job::Task for Training<'_> {
+    const LEAVES_RUN: bool = true;
+
+    fn run<B: Backend<Acc = f32>>(
+        self,
+        backend: B,
+        _: Option<Arc<Device>>,
+        group: &mut Group<B>,
+    ) -> anyhow::Result<u8> {
         let Self { config, resume, out } = self;
         if group.is_first() {
             warn_of_short_run(config);

@@ -89,7 +89,7 @@ fn steps_are_timed_and_kernels_listed() {
                 --json";
     let Some(ran) = emulated(&place, line, &[]) else { return };
     let told: Value = serde_json::from_str(&ran.done()).unwrap();
-    assert_eq!((told["sequences"].as_u64(), told["tokens"].as_u64()), (Some(3), Some(96)));
+    assert_eq!((told["batch"].as_u64(), told["tokens"].as_u64()), (Some(3), Some(96)));
     assert!(told["memory_bytes"].as_u64().unwrap() > 100_000);
     // Ops and what no kernel took add up to the step, and what is known of each op's work was counted.
     let profile = &told["profile"];

@@ -1,5 +1,6 @@
 //! Several processes that train one model: what they compute, what they leave, how they end when one of them fails.
 
+mod bench;
 mod faults;
 mod gpus;
 mod job;

@@ -3,7 +3,7 @@
 use super::activity::{Activity, Waiting};
 use kernels::Result;
 use kernels::backend::Backend;
-use kernels::collective::{Collective, Division, Wire};
+use kernels::collective::{Collective, Division, Travel, Wire};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -40,6 +40,12 @@ impl<B: Backend> Collective<B> for Watched<B> {
     fn work_seconds(&mut self) -> Result<f64> {
         // Waits for this process's own device: it works.
         self.inner.work_seconds()
+    }
+    fn time_travel(&mut self, on: bool) -> Result<()> {
+        self.wait(|ranks| ranks.time_travel(on))
+    }
+    fn travel(&mut self) -> Result<Travel> {
+        self.wait(|ranks| ranks.travel())
     }
     fn begin_reduce(
         &mut self,

@@ -7,9 +7,10 @@ use super::{Ending, Observer, Options, Outcome, RunInfo};
 use crate::Result;
 use crate::config::Config;
 use crate::data::loader::{GlobalBatch, Loader, LoaderConfig};
-use crate::dist::{Buckets, Group};
+use crate::dist::Group;
 use crate::memory::MemoryTable;
 use crate::model::Gradients;
+use crate::step::Reduction;
 use kernels::Backend;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
@@ -17,7 +18,7 @@ use std::time::{Instant, SystemTime};
 /// A run in progress.
 pub(super) struct Run<'g, B: Backend> {
     pub(super) group: &'g mut Group<B>,
-    pub(super) buckets: Buckets,
+    pub(super) reduction: Reduction,
     /// The signal that ended this run on any process, agreed upon by all.
     pub(super) stopped: i32,
     pub(super) setup: Setup<B>,
@@ -67,10 +68,10 @@ pub(super) fn run_pipelined<B: Backend<Acc = f32>>(
     if artifacts.writes() {
         observer.started(&info(group, &setup, memory));
     }
-    let buckets = Buckets::new(setup.bert.table(), setup.config.ranks.bucket_elements);
+    let reduction = Reduction::new(&setup.config, setup.bert.table(), group.world());
     let mut run = Run {
         group,
-        buckets,
+        reduction,
         stopped: 0,
         setup,
         grads,

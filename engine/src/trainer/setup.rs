@@ -18,11 +18,10 @@ use crate::mllog::{MlLog, keys};
 use crate::mlperf::Begun;
 use crate::model::{Bert, Gradients, init};
 use crate::optim::Optimizer;
+use crate::step;
 use crate::table::TensorTable;
 use crate::{Error, Result};
 use kernels::Backend;
-use kernels::backend::STRETCH;
-use kernels::collective::Division;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -115,10 +114,7 @@ pub fn prepare<B: Backend<Acc = f32>>(
 
     let mut bert = Bert::recomputing(backend, &config.model, config.train.recompute)?;
     let table = bert.table();
-    let division = match group.world() {
-        world if world > 1 && config.ranks.shard_optimizer => Division::sharded(table.len, world, STRETCH),
-        _ => Division::Replicated { len: table.len },
-    };
+    let division = step::division(&config, table, group.world());
     let (rank, optimizer) = (group.ranks.rank(), &config.optimizer);
     let mut optimizer = Optimizer::divided(bert.backend(), table, optimizer, &division, rank)?;
     let (mut claim, mut begin) = (None, None);

@@ -4,17 +4,17 @@ use super::Options;
 use super::artifacts::last_good;
 use super::run::Run;
 use super::{Observer, StepProgress};
-use crate::config::{ClipOrder, GradientWire, OnNonFinite};
+use crate::config::OnNonFinite;
 use crate::data::LoaderState;
 use crate::data::loader::GlobalBatch;
-use crate::dist::{Control, Group};
+use crate::dist::Control;
 use crate::metrics::TrainRecord;
-use crate::model::{Bert, EvalSums, LossScale, SUMS, training_flops};
+use crate::model::{EvalSums, LossScale, SUMS, training_flops};
 use crate::optim::{UpdateOutcome, learning_rate};
+use crate::step::{self, OwnWork};
 use crate::trainer::setup::Setup;
 use crate::{Error, Result};
 use kernels::Backend;
-use kernels::collective::Wire;
 use kernels::philox::step_key;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -25,22 +25,7 @@ pub(super) struct Window {
     tokens: u64,
     seconds: f64,
     flops: f64,
-    /// Seconds that each process, or its device, computed before it waited for the others.
-    work: Vec<f64>,
-}
-
-impl Window {
-    fn add_work(&mut self, seconds: &[f64]) {
-        self.work.resize(seconds.len(), 0.0);
-        self.work.iter_mut().zip(seconds).for_each(|(sum, s)| *sum += s);
-    }
-
-    /// Of several processes the one that the others wait for, and by how much its work exceeds the mean.
-    fn slowest(&self) -> Option<(usize, f64)> {
-        let mean = self.work.iter().sum::<f64>() / self.work.len() as f64;
-        let slowest = (0..self.work.len()).max_by(|&a, &b| self.work[a].total_cmp(&self.work[b]))?;
-        (self.work.len() > 1 && mean > 0.0).then(|| (slowest, self.work[slowest] / mean - 1.0))
-    }
+    work: OwnWork,
 }
 
 /// A step whose ops are queued.
@@ -77,19 +62,18 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
     pub(super) fn queue(&mut self, global: &GlobalBatch) -> Result<Queued<B>> {
         let number = self.setup.state.step + u64::from(self.pending.is_some());
         let config = &self.setup.config;
-        let key = step_key(config.train.seed, number + 1);
-        let lr = learning_rate(&config.schedule, number, config.train.steps);
-        self.group.ranks.begin_work(self.setup.bert.backend())?;
-        self.gradients(global, key)?;
-        let Self { group, setup: Setup { bert, optimizer, .. }, grads, .. } = self;
-        group.ranks.finish_reduce(bert.backend(), grads.params_mut())?;
-        let (backend, weights) = bert.weights_mut();
-        optimizer.update(backend, group.ranks.as_mut(), weights, grads.params(), lr)?;
-        together(group, bert, B::end_step)?;
-        let [norm, nonfinite] = optimizer.outcome_on_device();
+        let step = step::Step {
+            micro: &global.micro,
+            scale: LossScale::new(global.mlm_total, global.nsp_total),
+            key: step_key(config.train.seed, number + 1),
+            lr: learning_rate(&config.schedule, number, config.train.steps),
+        };
+        let Self { group, reduction, setup: Setup { bert, optimizer, .. }, grads, .. } = self;
+        let parts = step::Parts { group, bert, grads, optimizer };
+        let numbers = step::queue(parts, reduction, &step)?;
         Ok(Queued {
-            numbers: bert.backend().read_later(&[bert.sums_on_device(), norm, nonfinite])?,
-            lr,
+            numbers,
+            lr: step.lr,
             worked: None,
             masked: global.mlm_total,
             labelled: global.nsp_total,
@@ -98,52 +82,6 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
             flops: global.micro.iter().map(|b| training_flops(bert.config(), b)).sum(),
             loader: global.state_after,
         })
-    }
-
-    /// Forward and backward of all micro-batches; gradients leave for other processes as they are complete. The device may
-    /// take all ops of a micro-batch as one, those of the last with the update that follows: the batch and the memory that it
-    /// needs come before.
-    fn gradients(&mut self, global: &GlobalBatch, key: u64) -> Result<()> {
-        let Self { group, buckets, setup: Setup { config, bert, optimizer, .. }, grads, .. } = self;
-        let (world, division) = (group.world(), optimizer.division().clone());
-        let wire = match config.ranks.gradients {
-            GradientWire::F32 => Wire::Full,
-            GradientWire::Bf16 => Wire::Bf16,
-        };
-        let scale = LossScale::new(global.mlm_total, global.nsp_total);
-        let clip_own =
-            world > 1 && config.optimizer.clip_norm > 0.0 && config.ranks.clip == ClipOrder::Before;
-        let (last, before) = match global.micro.split_last() {
-            Some((last, before)) if !clip_own => (Some(last), before),
-            _ => (None, &global.micro[..]),
-        };
-        bert.clear_sums()?;
-        grads.clear(bert.backend())?;
-        for batch in before {
-            bert.bring(grads, batch)?;
-            together(group, bert, B::begin_step)?;
-            bert.train(grads, scale, key, &mut |_, _, _| Ok(()))?;
-            together(group, bert, B::end_step)?;
-        }
-        if let Some(last) = last {
-            bert.bring(grads, last)?;
-            together(group, bert, B::begin_step)?;
-        }
-        let ranks = group.ranks.as_mut();
-        let mut reduce = |backend: &B, stage: usize, grads: &B::Mem<B::Acc>| -> Result<()> {
-            for range in buckets.after(stage) {
-                ranks.begin_reduce(backend, grads, range.clone(), &division, wire)?;
-            }
-            Ok(())
-        };
-        if last.is_some() {
-            // With the last micro-batch gradients are complete, stage by stage.
-            return bert.train(grads, scale, key, &mut reduce);
-        }
-        if clip_own {
-            optimizer.clip_own(bert.backend(), grads.params_mut(), world)?;
-        }
-        (0..buckets.stages()).try_for_each(|stage| reduce(bert.backend(), stage, grads.params()))
     }
 
     /// Waits for a step's results, counts it, and logs it where it is due. Its seconds are those since the step before it was
@@ -170,7 +108,7 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
             ..EvalSums::from_numbers(&shared[..SUMS])
         };
         let step = Step { sums, outcome, lr: queued.lr };
-        self.window.add_work(&shared[SUMS..]);
+        self.window.work.add(&shared[SUMS..]);
         self.window.tokens += queued.tokens as u64;
         self.window.flops += queued.flops;
         let now = Instant::now();
@@ -221,7 +159,7 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
             total: train.steps,
             seconds_left: (train.steps - state.step) as f64 * self.done.1 / self.done.0 as f64,
             logged,
-            slowest: self.window.slowest(),
+            slowest: self.window.work.slowest(),
         };
         if self.artifacts.writes() {
             observer.step(&record, &progress);
@@ -279,32 +217,6 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
     }
 }
 
-/// Begins or ends what the device may take as one. Several processes wait for each other in there.
-fn together<B: Backend>(group: &Group<B>, bert: &Bert<B>, edge: fn(&B) -> kernels::Result<()>) -> Result<()> {
-    if group.world() == 1 {
-        edge(bert.backend())?;
-    }
-    Ok(())
-}
-
 fn is_power_of_ten(n: u64) -> bool {
     n > 0 && 10u64.pow(n.ilog10()) == n
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_slowest_rank_is_that_of_the_most_work_in_all_steps_of_a_window() {
-        let mut window = Window::default();
-        assert_eq!(window.slowest(), None);
-        window.add_work(&[1.0, 2.0, 1.0]);
-        window.add_work(&[1.0, 1.0, 3.0]);
-        let (rank, more) = window.slowest().unwrap();
-        assert!(rank == 2 && (more - 1.0 / 3.0).abs() < 1e-12);
-        let mut alone = Window::default();
-        alone.add_work(&[1.0]);
-        assert_eq!(alone.slowest(), None);
-    }
 }

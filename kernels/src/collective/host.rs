@@ -1,7 +1,7 @@
 //! Ranks whose backend is the CPU: sums in our own order over any transport of bytes. Gradients travel on a thread of their
 //! own while backward goes on.
 
-use super::{Collective, Division, Wire};
+use super::{Collective, Division, Travel, Wire};
 use crate::cpu::Cpu;
 use crate::cpu::memory::Buffer;
 use crate::{Backend, Error, Result, Scalar};
@@ -217,7 +217,7 @@ pub struct HostCollective<T: Scalar> {
     rank: usize,
     world: usize,
     jobs: Option<Sender<Bucket<T>>>,
-    done: Receiver<(Bucket<T>, Result<()>)>,
+    done: Receiver<Done<T>>,
     thread: Option<JoinHandle<()>>,
     under_way: usize,
     /// Buffers of buckets that are done.
@@ -226,6 +226,14 @@ pub struct HostCollective<T: Scalar> {
     begun: Instant,
     /// Seconds of steps that nobody has asked for.
     worked: VecDeque<f64>,
+    travel: Travel,
+}
+
+/// A bucket that has been reduced, and the seconds that it took.
+struct Done<T> {
+    bucket: Bucket<T>,
+    result: Result<()>,
+    seconds: f64,
 }
 
 fn lock(transport: &Mutex<Box<dyn Transport>>) -> MutexGuard<'_, Box<dyn Transport>> {
@@ -245,8 +253,10 @@ impl<T: Scalar> HostCollective<T> {
         let shared = transport.clone();
         let work = move || {
             for mut bucket in inbox {
+                let left = Instant::now();
                 let result = bucket.reduce(lock(&shared).as_mut());
-                if outbox.send((bucket, result)).is_err() {
+                let seconds = left.elapsed().as_secs_f64();
+                if outbox.send(Done { bucket, result, seconds }).is_err() {
                     return;
                 }
             }
@@ -255,9 +265,19 @@ impl<T: Scalar> HostCollective<T> {
             .name("collective".into())
             .spawn(work)
             .map_err(|e| Error::Ranks(format!("cannot start the thread for collectives: {e}")))?;
-        let (jobs, thread) = (Some(jobs), Some(thread));
-        let (spare, begun, worked) = (Vec::new(), Instant::now(), VecDeque::new());
-        Ok(Self { transport, rank, world, jobs, done, thread, under_way: 0, spare, begun, worked })
+        Ok(Self {
+            transport,
+            rank,
+            world,
+            jobs: Some(jobs),
+            done,
+            thread: Some(thread),
+            under_way: 0,
+            spare: Vec::new(),
+            begun: Instant::now(),
+            worked: VecDeque::new(),
+            travel: Travel::default(),
+        })
     }
 
     /// Calls `f` with the transport once nothing is under way.
@@ -299,6 +319,16 @@ impl<T: Scalar> Collective<Cpu<T>> for HostCollective<T> {
         Ok(self.worked.pop_front().unwrap_or(0.0))
     }
 
+    /// It costs next to nothing: it is always on.
+    fn time_travel(&mut self, _: bool) -> Result<()> {
+        self.travel = Travel::default();
+        Ok(())
+    }
+
+    fn travel(&mut self) -> Result<Travel> {
+        Ok(self.travel)
+    }
+
     fn begin_reduce(
         &mut self,
         _: &Cpu<T>,
@@ -321,13 +351,15 @@ impl<T: Scalar> Collective<Cpu<T>> for HostCollective<T> {
 
     fn finish_reduce(&mut self, _: &Cpu<T>, grads: &mut Buffer<T>) -> Result<()> {
         self.worked.push_back(self.begun.elapsed().as_secs_f64());
+        let waits = Instant::now();
         let grads = grads.as_mut_slice();
         let mut first_error = Ok(());
         while self.under_way > 0 {
-            let Ok((bucket, result)) = self.done.recv() else {
+            let Ok(Done { bucket, result, seconds }) = self.done.recv() else {
                 return Err(Error::Ranks("the thread for collectives ended; see the message above".into()));
             };
             self.under_way -= 1;
+            self.travel.gradients += seconds;
             if result.is_err() {
                 first_error = first_error.and(result);
                 continue;
@@ -340,6 +372,7 @@ impl<T: Scalar> Collective<Cpu<T>> for HostCollective<T> {
             }
             self.spare.push(bucket.values);
         }
+        self.travel.exposed += waits.elapsed().as_secs_f64();
         first_error
     }
 
@@ -350,11 +383,12 @@ impl<T: Scalar> Collective<Cpu<T>> for HostCollective<T> {
         division: &Division,
         _: &[Range<usize>],
     ) -> Result<()> {
+        let Division::Sharded(parts) = division else { return Ok(()) };
+        let left = Instant::now();
         // There is one copy of the weights.
-        match division {
-            Division::Sharded(parts) => self.idle(|t| gather_parts(t, weights.as_mut_slice(), parts)),
-            Division::Replicated { .. } => Ok(()),
-        }
+        self.idle(|t| gather_parts(t, weights.as_mut_slice(), parts))?;
+        self.travel.weights += left.elapsed().as_secs_f64();
+        Ok(())
     }
 
     fn gather_to_first(

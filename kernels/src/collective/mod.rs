@@ -58,6 +58,26 @@ pub enum Wire {
     Bf16,
 }
 
+/// How long what ranks exchange was on its way, in seconds by the device's clock. Who waits for a slower rank takes its time for
+/// the way's.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Travel {
+    /// Gradients, from the moment each bucket could leave.
+    pub gradients: f64,
+    /// Of that, what remained when this rank's own work was done: from there on nothing else ran.
+    pub exposed: f64,
+    /// Updated weights; nothing else runs meanwhile.
+    pub weights: f64,
+}
+
+impl std::ops::AddAssign for Travel {
+    fn add_assign(&mut self, other: Self) {
+        self.gradients += other.gradients;
+        self.exposed += other.exposed;
+        self.weights += other.weights;
+    }
+}
+
 /// The ranks of a job, seen from one of them. Every rank calls the same methods in the same order with buffers of the same
 /// sizes.
 ///
@@ -76,6 +96,11 @@ pub trait Collective<B: Backend>: Send {
     /// Seconds of a step's own work, by the device's clock: of the first step that was not asked for yet. Waits until it is
     /// done, and for no other rank.
     fn work_seconds(&mut self) -> Result<f64>;
+
+    /// Whether it is measured from here on how long gradients and weights are on their way. Forgets what was measured before.
+    fn time_travel(&mut self, on: bool) -> Result<()>;
+    /// The sum over all steps since, which are whole. Waits for them.
+    fn travel(&mut self) -> Result<Travel>;
 
     /// Begins to sum the gradients at `range`, which are complete on this rank and are not touched until
     /// [`Self::finish_reduce`]. Computation may go on meanwhile.

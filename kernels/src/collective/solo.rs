@@ -1,6 +1,6 @@
 //! One rank: nothing to do.
 
-use super::{Collective, Division, Wire};
+use super::{Collective, Division, Travel, Wire};
 use crate::Result;
 use crate::backend::Backend;
 use std::ops::Range;
@@ -24,6 +24,12 @@ impl<B: Backend> Collective<B> for Solo {
     }
     fn work_seconds(&mut self) -> Result<f64> {
         Ok(0.0)
+    }
+    fn time_travel(&mut self, _: bool) -> Result<()> {
+        Ok(())
+    }
+    fn travel(&mut self) -> Result<Travel> {
+        Ok(Travel::default())
     }
     fn begin_reduce(
         &mut self,

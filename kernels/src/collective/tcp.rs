@@ -243,6 +243,36 @@ mod tests {
         assert!(seconds[1] >= slow.as_secs_f64() && seconds[0] < 0.5 * seconds[1], "{seconds:?}");
     }
 
+    /// Rank 1 comes 60 ms late. Whether rank 0 works meanwhile or waits, its gradients are on their way as long.
+    #[test]
+    fn what_is_on_its_way_beside_work_is_not_exposed() {
+        let late = std::time::Duration::from_millis(60);
+        let way = |works: std::time::Duration| {
+            let travels = on_all(2, |mut ranks| {
+                let (rank, backend) = (Collective::<Cpu<f32>>::rank(&ranks), Cpu::<f32>::new());
+                let mut grads: Buffer<f32> = backend.zeros("gradients", 1000).unwrap();
+                let division = Division::sharded(1000, 2, 1);
+                Collective::<Cpu<f32>>::time_travel(&mut ranks, true).unwrap();
+                if rank == 1 {
+                    std::thread::sleep(late);
+                }
+                ranks.begin_reduce(&backend, &grads, 0..1000, &division, Wire::Full).unwrap();
+                if rank == 0 {
+                    std::thread::sleep(works);
+                }
+                ranks.finish_reduce(&backend, &mut grads).unwrap();
+                ranks.gather_weights(&backend, &mut grads, &division, &[]).unwrap();
+                Collective::<Cpu<f32>>::travel(&mut ranks).unwrap()
+            });
+            assert!(travels.iter().all(|t| t.weights > 0.0), "{travels:?}");
+            travels[0]
+        };
+        let (waits, works) = (way(std::time::Duration::ZERO), way(4 * late));
+        let late = late.as_secs_f64();
+        assert!(waits.gradients > 0.8 * late && waits.exposed > 0.8 * late, "{waits:?}");
+        assert!(works.gradients > 0.8 * late && works.exposed < 0.5 * works.gradients, "{works:?}");
+    }
+
     #[test]
     fn a_rank_that_is_gone_is_named() {
         let errors = on_all(3, |mut ranks| {

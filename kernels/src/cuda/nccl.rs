@@ -23,6 +23,7 @@ mod cards;
 mod communicator;
 mod library;
 mod stream;
+mod ways;
 mod work;
 
 pub use cards::takes_several_on_one_gpu;
@@ -32,7 +33,7 @@ use super::device::Device;
 use super::events::Event;
 use super::memory::Memory;
 use super::{Cuda, Element, Kind, View, ViewMut, Weights};
-use crate::collective::{Collective, Division, Transport, Wire, sum_on_hosts};
+use crate::collective::{Collective, Division, Transport, Travel, Wire, sum_on_hosts};
 use crate::{Error, Result};
 use bytemuck::cast_slice_mut;
 use cards::{Card, agree, exchange_id};
@@ -43,6 +44,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 use stream::{Stream, WIDE, cast};
+use ways::Ways;
 use work::Work;
 
 /// Numbers that go through the GPU's memory between hosts, at a time.
@@ -57,6 +59,7 @@ pub struct Nccl {
     /// For what goes between hosts.
     passage: Memory<f32>,
     work: Work,
+    ways: Ways,
     stream: Stream,
     device: Arc<Device>,
     hosts: Box<dyn Transport>,
@@ -82,8 +85,8 @@ impl Nccl {
         let stream = Stream::new(&device)?;
         let communicator = Communicator::join(calls, &device, id, rank, world, patience)?;
         let passage = Memory::zeroed(&device, "numbers on their way between hosts", PIECE)?;
-        let work = Work::new(&device);
-        Ok(Self { communicator, narrow: None, passage, work, stream, device, hosts, calls })
+        let (work, ways) = (Work::new(&device), Ways::new(&device));
+        Ok(Self { communicator, narrow: None, passage, work, ways, stream, device, hosts, calls })
     }
 
     /// Lets the own stream go on where the device's ops are now.
@@ -230,6 +233,18 @@ impl<E: Element> Collective<Cuda<E>> for Nccl {
         self.work.seconds()
     }
 
+    fn time_travel(&mut self, on: bool) -> Result<()> {
+        self.stream.synchronize()?;
+        self.ways.measure(on);
+        Ok(())
+    }
+
+    fn travel(&mut self) -> Result<Travel> {
+        self.device.synchronize()?;
+        self.stream.synchronize()?;
+        self.ways.travel()
+    }
+
     fn begin_reduce(
         &mut self,
         backend: &Cuda<E>,
@@ -243,18 +258,21 @@ impl<E: Element> Collective<Cuda<E>> for Nccl {
             return self.communicator.check();
         }
         self.after_ops(backend.device())?;
+        let left = self.ways.point(self.stream.raw)?;
         match wire {
             Wire::Full => {
                 let at = |i: usize| view.ptr() + ((i - range.start) * size_of::<f32>()) as u64;
                 self.reduce(&range, division, Type::F32, at)
             }
             Wire::Bf16 => self.reduce_narrow(view, &range, division),
-        }
+        }?;
+        self.ways.gradients_came(left, self.stream.raw)
     }
 
     fn finish_reduce(&mut self, backend: &Cuda<E>, _: &mut Memory<f32>) -> Result<()> {
         self.communicator.check()?;
         self.work.end()?;
+        self.ways.own_work_done(self.stream.raw)?;
         self.before_ops(backend.device())
     }
 
@@ -267,6 +285,7 @@ impl<E: Element> Collective<Cuda<E>> for Nccl {
     ) -> Result<()> {
         let Division::Sharded(shards) = division else { return Ok(()) };
         self.after_ops(backend.device())?;
+        let left = self.ways.point(self.stream.raw)?;
         let kind = match E::KIND {
             Kind::F32 => Type::F32,
             Kind::Bf16 => Type::Bf16,
@@ -284,6 +303,7 @@ impl<E: Element> Collective<Cuda<E>> for Nccl {
                 }
             }
         })?;
+        self.ways.weights_came(left, self.stream.raw)?;
         self.before_ops(backend.device())
     }
 

@@ -62,7 +62,7 @@ impl Device {
 
 /// Milliseconds between two events that have passed.
 pub(super) fn elapsed([start, end]: [sys::CUevent; 2]) -> Result<f64> {
-    // SAFETY: both were recorded on one stream of the current context
+    // SAFETY: both were recorded on streams of the current context
     unsafe { driver::event::elapsed(start, end) }.map(f64::from).doing("cannot read the GPU's time")
 }
 

@@ -224,10 +224,33 @@ fn own_work(rank: &Rank, nccl: &mut Nccl) {
         ranks.sum(&cuda, Cuda::<f32>::at_mut(&mut sums, 0..parts)).unwrap();
     }
     ranks.sum_host(&mut total).unwrap();
+    on_their_way(&cuda, ranks, &mut grads);
     for other in (0..rank.world).filter(|&r| r != 1) {
         assert!(total[other] > 0.0 && total[other] < 0.5 * total[1], "{total:?}");
     }
     println!("all is well");
+}
+
+/// Gradients and weights are timed where that is asked for.
+fn on_their_way(cuda: &Cuda<f32>, ranks: &mut dyn Collective<Cuda<f32>>, grads: &mut Memory<f32>) {
+    let division = Division::sharded(LEN, ranks.world(), 1 << 10);
+    let mut weights = cuda.weights(LEN).unwrap();
+    for on in [false, true, true, false] {
+        ranks.time_travel(on).unwrap();
+        for bucket in BUCKETS {
+            ranks.begin_reduce(cuda, grads, bucket, &division, Wire::Full).unwrap();
+        }
+        ranks.finish_reduce(cuda, grads).unwrap();
+        ranks.gather_weights(cuda, &mut weights, &division, &[]).unwrap();
+        let travel = ranks.travel().unwrap();
+        let times = [travel.gradients, travel.exposed, travel.weights];
+        if on {
+            assert!(travel.gradients > 0.0 && travel.exposed >= 0.0 && travel.weights > 0.0, "{travel:?}");
+            assert!(times.iter().all(|&seconds| seconds < 60.0), "{travel:?}");
+        } else {
+            assert_eq!(times, [0.0; 3]);
+        }
+    }
 }
 
 /// Steps until something goes wrong, as training would find it out; dies after `steps`.

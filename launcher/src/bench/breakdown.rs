@@ -2,12 +2,13 @@
 
 use engine::bench::Bench;
 use kernels::Backend;
+use kernels::collective::Travel;
 use kernels::cuda::{Device, OpTime};
 use serde_json::{Value, json};
 use std::io::Write;
 
 /// Steps that are profiled.
-const PROFILED: usize = 10;
+pub(super) const PROFILED: usize = 10;
 
 /// Speeds that nothing exceeds by much, measured in the same run.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -56,11 +57,13 @@ pub(super) struct Breakdown {
 }
 
 impl Breakdown {
-    /// Runs a few steps with events around every launch. Without them a step takes `step` seconds.
+    /// Runs a few steps with events around every launch. Without them a step takes `step` seconds, of which gradients and
+    /// weights are on their way as `travel` says.
     pub(super) fn measure<B: Backend<Acc = f32>>(
-        bench: &mut Bench<B>,
+        bench: &mut Bench<'_, B>,
         gpu: &Device,
         step: f64,
+        travel: Option<Travel>,
         ceilings: Ceilings,
     ) -> anyhow::Result<Self> {
         let bracket = gpu.time_bracket()?;
@@ -78,6 +81,7 @@ impl Breakdown {
                 _ => {}
             }
         }
+        rows.extend(travel.into_iter().flat_map(waits));
         rows.sort_by(|a, b| b.ms.total_cmp(&a.ms));
         Ok(Self { rows, step: step * 1e3, bracket, ceilings })
     }
@@ -154,6 +158,22 @@ impl Breakdown {
             "copy_bytes_per_second": self.ceilings.copy,
         })
     }
+}
+
+/// The rows in which no op runs, as what ranks exchange is on its way.
+fn waits(travel: Travel) -> [Row; 2] {
+    let row = |op: &str, seconds: f64| Row {
+        op: op.into(),
+        calls: 1.0,
+        ms: 1e3 * seconds,
+        bytes: 0.0,
+        flops: 0.0,
+        kernels: Vec::new(),
+    };
+    [
+        row("gradients on their way after backward", travel.exposed),
+        row("weights on their way", travel.weights),
+    ]
 }
 
 /// A row of one of `steps` steps, less what the events around its launches took.

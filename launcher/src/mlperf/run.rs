@@ -14,8 +14,10 @@ use engine::mlperf::{self, Preset, Submission, presets};
 use engine::table::TensorTable;
 use engine::trainer::{self, Ending, Options};
 use kernels::Backend;
+use kernels::cuda::Device;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The log in a run folder.
 const LOG: &str = "mllog.txt";
@@ -39,8 +41,15 @@ struct Submitted<'a> {
     out: &'a mut dyn Write,
 }
 
-impl job::Train for Submitted<'_> {
-    fn train<B: Backend<Acc = f32>>(self, backend: B, group: &mut Group<B>) -> anyhow::Result<u8> {
+impl job::Task for Submitted<'_> {
+    const LEAVES_RUN: bool = true;
+
+    fn run<B: Backend<Acc = f32>>(
+        self,
+        backend: B,
+        _: Option<Arc<Device>>,
+        group: &mut Group<B>,
+    ) -> anyhow::Result<u8> {
         let Self { mut config, args, target, out } = self;
         if args.config.is_none() && !is_set(args, "train.accumulation") {
             choose_accumulation(&backend, &mut config)?;
