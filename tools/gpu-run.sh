@@ -3,7 +3,7 @@
 #
 #   bash run.sh                            all steps, in ./results: summary.md (what passed), tables.md (speeds), log.txt (the rest)
 #   OUT=DIR bash run.sh                    in another folder
-#   ONLY="verify tests" bash run.sh        some parts: doctor verify tests benches speed peer bits quickstart sanitizers
+#   ONLY="verify tests" bash run.sh        some parts: doctor verify tests benches speed peer bits ranks quickstart sanitizers
 #   FILTER="layernorm rows" bash run.sh    tests, also under sanitizers, whose names contain one of these
 #   TOOLS="memcheck synccheck" ...         sanitizers: memcheck racecheck initcheck synccheck
 #   LIMIT=570 bash run.sh                  all in as many seconds: the step that is under way then is cut, later ones are not begun
@@ -90,6 +90,36 @@ bits() {
   return $status
 }
 
+# Two ranks compute what one does, with NCCL between them: on two GPUs, or on one where NCCL (2.30 or newer) takes that.
+ranks() {
+  local status=0
+  has_nccl || return $skip
+  bin/cuda nccl:: || return 1
+  short() {
+    train "ranks-$1" --set train.precision=f32 --set train.steps=10 --set train.log_every=1 --set train.eval_every=1000 "${@:2}"
+  }
+  short one --gpus 1 && short two --gpus 2 && short whole --gpus 2 --set ranks.shard_optimizer=false || return 1
+  join <(curve "$work/ranks-one/metrics.jsonl" | sort -k 1b,1) <(curve "$work/ranks-two/metrics.jsonl" | sort -k 1b,1) |
+    band "loss of two ranks" 0.00001 || status=1
+  if cmp "$work/ranks-two/model/model.safetensors" "$work/ranks-whole/model/model.safetensors"; then
+    echo "sharded and whole: the same bits"
+  else
+    echo "sharded and whole: OTHER bits"
+    status=1
+  fi
+  return $status
+}
+
+ranks_speed() {
+  has_nccl || return $skip
+  speed --batch 16 --gpus 2 --profile
+}
+
+has_nccl() {
+  export NCCL_MULTI_RANK_GPU_ENABLE=1
+  bin/launcher doctor | grep -E '^NCCL +[0-9]' || { echo "this host has no NCCL" && return 1; }
+}
+
 # curve FILE: step and loss of each record of training.
 curve() {
   sed -nE 's/^\{"step":([0-9]+),"loss":([0-9.eE+-]+),.*/\1 \2/p' "$1"
@@ -141,7 +171,7 @@ if [ "${1:-}" = --step ]; then
 fi
 
 out=${OUT:-$here/results}
-only=${ONLY:-doctor verify tests benches speed peer bits quickstart sanitizers}
+only=${ONLY:-doctor verify tests benches speed peer bits ranks quickstart sanitizers}
 limit=${LIMIT:-1000000}
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
 [ -z "$(ls -A "$out")" ] || { echo "$out is not empty: name another folder by OUT=" >&2; exit 2; }
@@ -224,6 +254,10 @@ part() {
       ;;
     peer) step peer 420 peer && table peer ;;
     bits) step bits 240 bits ;;
+    ranks)
+      step ranks 240 ranks
+      step ranks-speed 120 ranks_speed && table ranks-speed
+      ;;
     quickstart) step quickstart 420 quickstart ;;
     sanitizers) for tool in ${TOOLS:-memcheck racecheck initcheck synccheck}; do step "sanitizer-$tool" 420 sanitizer "$tool"; done ;;
     *)
