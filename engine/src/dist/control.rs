@@ -104,6 +104,8 @@ impl Control {
         for (rank, reader) in control.into_iter().enumerate() {
             if let Some(reader) = reader {
                 reader.get_ref().set_read_timeout(Some(limits.silence()))?;
+                // A last word must not wait for the answer to the one before: it is lost if this process ends meanwhile.
+                reader.get_ref().set_nodelay(true)?;
                 let shared = shared.clone();
                 spawn("control reader", move || shared.listen(rank, reader))?;
             }
