@@ -194,6 +194,8 @@ pub struct TrainConfig {
     /// Activations that are computed twice instead of kept: those of `none`, or of each `layer`. The results are the same
     /// bits.
     pub recompute: Recompute,
+    /// Sentences with a [MASK], which the trained model answers when the run is done.
+    pub fill_mask: Vec<String>,
 }
 
 /// Which activations backward computes once more.
@@ -469,6 +471,7 @@ impl Default for TrainConfig {
             on_nonfinite: OnNonFinite::Stop,
             threads: 0,
             recompute: Recompute::None,
+            fill_mask: Vec::new(),
         }
     }
 }

@@ -295,6 +295,9 @@ impl TrainConfig {
         within("train.log_every", self.log_every, 1..=u64::MAX)?;
         within("train.keep_checkpoints", self.keep_checkpoints, 1..=usize::MAX)?;
         within("train.threads", self.threads, 0..=MAX_THREADS)?;
+        if let Some(text) = self.fill_mask.iter().find(|text| !text.contains("[MASK]")) {
+            return wrong("train.fill_mask", format!("\"{text}\" holds no [MASK] for the model to answer"));
+        }
         match self.target_accuracy {
             Some(a) if !(a > 0.0 && a <= 1.0) => {
                 wrong("train.target_accuracy", format!("{a} must be above 0 and at most 1, as 0.72"))
