@@ -10,6 +10,7 @@ use engine::config::Precision;
 use engine::data::loader::eval_batches;
 use engine::data::shards::{Dataset, SplitName};
 use engine::model::EvalSums;
+use engine::new_file::check_new;
 use engine::verify::export::write_batch;
 use kernels::Backend;
 use kernels::cuda::Device;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 /// Prints losses, accuracies and perplexity.
 pub fn run(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     crate::start_threads(args.threads)?;
+    args.dump_batch.as_deref().map_or(Ok(()), check_new)?;
     let (split, name) = match args.split {
         DataSplit::Eval => (SplitName::Eval, "eval"),
         DataSplit::Train => (SplitName::Train, "train"),
@@ -108,6 +110,7 @@ impl Work for Evaluation<'_> {
             done.sums.add(&bert.read(last)?);
         }
         bar.finish();
+        data.check_files()?;
         Ok(done)
     }
 }

@@ -250,7 +250,7 @@ pub fn latest(
     if !folder.exists() {
         return Ok(None);
     }
-    recover(&folder)?;
+    recover(&folder, STEP)?;
     let mut refused: Vec<(PathBuf, Error)> = Vec::new();
     for (step, path) in list(run)?.into_iter().rev() {
         let loaded = load(&path, model, table).and_then(|c| match c.state.step {

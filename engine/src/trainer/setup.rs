@@ -3,6 +3,7 @@
 use super::artifacts::{log_settings, start_clock};
 use super::data::Data;
 use super::evaluation::EVAL_BATCH;
+use super::places;
 use super::warm_up::warm_up;
 use super::{Observer, Options};
 use crate::checkpoint::{self, TrainState, hf};
@@ -193,6 +194,7 @@ fn resolve<B: Backend>(
     observer: &mut dyn Observer,
 ) -> Result<Resolved> {
     refuse_used(&config.train.run, options.resume)?;
+    places::check(config)?;
     prepare_data(config, observer)?;
     let manifest = Manifest::load(&config.data.dir)?;
     check_splits(config, &manifest)?;
@@ -464,6 +466,8 @@ fn claim_run_folder(config: &Config, resume: bool) -> Result<FolderLock> {
         ));
     };
     refuse_used(run, resume)?;
+    // Again, now that nobody else works here.
+    places::check(config)?;
     hf::replaceable(&run.join("model"))?;
     let file = run.join(CONFIG_FILE);
     let used = is_used(run)?;
@@ -515,7 +519,7 @@ fn write_config(file: &Path, config: &Config, own: bool) -> Result<()> {
         Ok(there) if there == text.as_bytes() => return Ok(()),
         Ok(_) if own => {}
         Ok(_) => {
-            let kept = file.with_extension("before.toml");
+            let kept = places::free(file, "before.toml");
             fs::rename(file, &kept).during("cannot rename", file)?;
         }
         Err(e) if e.kind() == ErrorKind::NotFound => {}

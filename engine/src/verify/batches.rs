@@ -3,7 +3,8 @@
 use crate::config::Config;
 use crate::data::loader::eval_batches;
 use crate::data::{Batch, Dataset, Loader, LoaderConfig, LoaderState, SplitName};
-use crate::{Error, Result, error::During};
+use crate::new_file::write_new;
+use crate::{Error, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;
 use std::sync::Arc;
@@ -34,7 +35,8 @@ pub struct Written {
 /// Without held-out text there is no `eval`. All of it is in memory at once: about 10 bytes a token.
 ///
 /// # Errors
-/// Data that is missing, damaged or does not fit the configuration; more than 2^31 tokens; a file that cannot be written.
+/// Data that is missing, damaged or does not fit the configuration; more than 2^31 tokens; a file that is there already or
+/// cannot be written.
 pub fn write_batches(path: &Path, config: &Config, batches: u64) -> Result<Written> {
     let open = |split| Dataset::open_verified(&config.data.dir, split);
     let (data, held_out) = (Arc::new(open(SplitName::Train)?), open(SplitName::Eval)?);
@@ -49,7 +51,7 @@ pub fn write_batches(path: &Path, config: &Config, batches: u64) -> Result<Writt
         world: 1,
         max_positions,
     };
-    let mut loader = Loader::new(data, loader, LoaderState::default())?;
+    let mut loader = Loader::new(data.clone(), loader, LoaderState::default())?;
     let mut train = Flat::new();
     for _ in 0..batches {
         train.add(&loader.next()?.micro);
@@ -72,7 +74,9 @@ pub fn write_batches(path: &Path, config: &Config, batches: u64) -> Result<Writt
     let views: std::result::Result<Vec<_>, _> =
         parts.iter().flat_map(|(name, flat)| flat.views(name)).collect();
     let bytes = safetensors::serialize(views.map_err(refused)?, None).map_err(refused)?;
-    std::fs::write(path, bytes).during("cannot write", path)?;
+    data.check_files()?;
+    held_out.check_files()?;
+    write_new(path, &bytes)?;
     Ok(written)
 }
 

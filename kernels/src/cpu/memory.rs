@@ -1,18 +1,27 @@
 //! Memory of the CPU backend: zeroed buffers on cache lines, and scratch that is kept between calls.
 
-use crate::{Error, Result};
+use crate::{Error, Result, limits};
 use bytemuck::{Pod, Zeroable};
 use std::alloc::{Layout, alloc_zeroed};
 use std::marker::PhantomData;
+use std::path::Path;
 use std::sync::Mutex;
 
-/// Bytes of the machine's memory, or of this process's control group where that is less.
+/// Bytes of the machine's memory, or what this process is let have of it where that is less.
 pub fn total() -> Option<u64> {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
-    let machine = system.total_memory();
-    let group = system.cgroup_limits().map_or(machine, |limits| limits.total_memory);
-    Some(machine.min(group)).filter(|&bytes| bytes > 0)
+    let machine = Some(system.total_memory()).filter(|&bytes| bytes > 0);
+    let limit = limits::memory(Path::new("/")).map(|limit| limit.value);
+    machine.into_iter().chain(limit).min()
+}
+
+/// What keeps this process from having all of the machine's memory, for a message; none if nothing does.
+pub fn limited_by() -> Option<String> {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let limit = limits::memory(Path::new("/"))?;
+    (limit.value < system.total_memory()).then_some(limit.source)
 }
 
 /// One cache line, the unit of allocation: vector loads of aligned rows then never straddle two lines.
