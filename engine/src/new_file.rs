@@ -111,6 +111,19 @@ pub(crate) fn check_no_mount(dir: &Path, there: &Metadata) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a path that JSON cannot hold, as that of an input in a manifest: before any work.
+///
+/// # Errors
+/// It is not UTF-8.
+pub(crate) fn check_utf8(path: &Path) -> Result<()> {
+    match path.to_str() {
+        Some(_) => Ok(()),
+        None => {
+            Err(Error::file(path, "its name is not UTF-8, and the data's manifest must hold it; rename it"))
+        }
+    }
+}
+
 /// The folder that holds `path`.
 pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {

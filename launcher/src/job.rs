@@ -1,6 +1,6 @@
 //! What is done by one process or by one of several.
 
-use crate::args::PlaceArgs;
+use crate::args::{Device as Choice, PlaceArgs};
 use crate::device::{self, Work};
 use crate::ranks::{self, Environment, Found, Role, Starter};
 use crate::spawn::{self, Crew};
@@ -49,6 +49,12 @@ impl<T: Task> Work for Alone<T> {
 /// Does a task in the role that this process has: alone, as one of those that mpirun and the like have started, or in
 /// workers that are started here. An error of one of several ends all.
 pub fn run<T: Task>(place: &PlaceArgs, config: &Config, task: T) -> anyhow::Result<u8> {
+    if let (Some(gpus), Some(Choice::Cpu)) = (place.gpus, place.device) {
+        bail!(
+            "--gpus {gpus}: asks for GPUs, and --device for the CPU; leave one out, or give --processes {gpus} for as many \
+             processes on the CPU"
+        );
+    }
     let get = |name: &str| match name {
         "PID" => Some(std::process::id().to_string()),
         "PARENT" => Some(parent_id().to_string()),

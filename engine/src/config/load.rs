@@ -304,6 +304,9 @@ fn read_preset(value: &Value) -> std::result::Result<Preset, String> {
 /// Turns serde's "invalid type: string "x", expected usize" into words that do not need Rust.
 fn explain(value: &Value, message: &str) -> String {
     let shown = one_line(&value.to_string());
+    if let Some(beyond) = value.as_str().and_then(beyond_toml) {
+        return beyond;
+    }
     let Some((_, expected)) = message.rsplit_once("expected ") else {
         return format!("{shown} cannot be used: {}", one_line(message));
     };
@@ -326,6 +329,22 @@ fn explain(value: &Value, message: &str) -> String {
         other => other,
     };
     format!("{shown} is not {expected}")
+}
+
+/// What is wrong with a whole number that TOML cannot hold, if the text is one.
+fn beyond_toml(text: &str) -> Option<String> {
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) || text.parse::<i64>().is_ok() {
+        return None;
+    }
+    Some(match text.starts_with('-') {
+        true => {
+            format!("{text} is too small; the smallest number that a configuration holds is {}", i64::MIN)
+        }
+        false => {
+            format!("{text} is too large; the largest number that a configuration holds is {}", i64::MAX)
+        }
+    })
 }
 
 fn join(at: &str, name: &str) -> String {

@@ -23,6 +23,7 @@ use crate::step;
 use crate::table::TensorTable;
 use crate::{Error, Result};
 use kernels::Backend;
+use kernels::cpu::memory::zeros;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -181,7 +182,9 @@ fn from_first<B: Backend<Acc = f32>>(
     mut values: Vec<f32>,
     len: usize,
 ) -> Result<Vec<f32>> {
-    values.resize(len, 0.0);
+    if values.is_empty() {
+        values = zeros("weights and moments of the first process", len)?;
+    }
     group.ranks.send_from_first(backend, &mut values)?;
     Ok(values)
 }
@@ -255,7 +258,7 @@ fn beginning<B: Backend<Acc = f32>>(
         }
         let seed = config.train.seed;
         let drawn = || init::weights(bert.table(), config.model.initializer_range, seed);
-        let weights = start.unwrap_or_else(drawn);
+        let weights = start.map_or_else(drawn, Ok)?;
         let state = TrainState { seed, config_hash, data_hash, ..TrainState::default() };
         return Ok(Beginning { state, weights, moments: None });
     };

@@ -24,6 +24,24 @@ pub fn limited_by() -> Option<String> {
     (limit.value < system.total_memory()).then_some(limit.source)
 }
 
+/// Zeros; `what` names them in the error. Where the system has not so much memory, the process goes on.
+pub fn zeros<T: Zeroable>(what: &'static str, len: usize) -> Result<Vec<T>> {
+    let out_of_memory = Error::OutOfMemory { what, bytes: len.saturating_mul(size_of::<T>()) };
+    let Ok(layout) = Layout::array::<T>(len) else {
+        return Err(out_of_memory);
+    };
+    if layout.size() == 0 {
+        return Ok((0..len).map(|_| T::zeroed()).collect());
+    }
+    // SAFETY: the layout's size is not zero
+    let memory = unsafe { alloc_zeroed(layout) };
+    if memory.is_null() {
+        return Err(out_of_memory);
+    }
+    // SAFETY: allocated by the global allocator with the layout of `len` elements, for each of which zeros are valid
+    Ok(unsafe { Vec::from_raw_parts(memory.cast(), len, len) })
+}
+
 /// One cache line, the unit of allocation: vector loads of aligned rows then never straddle two lines.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
@@ -40,22 +58,7 @@ impl<T: Pod> Buffer<T> {
     /// Zeroed. `what` names the buffer in the error.
     pub fn zeroed(what: &'static str, len: usize) -> Result<Self> {
         let bytes = len.saturating_mul(size_of::<T>());
-        let lines = bytes.div_ceil(size_of::<Line>());
-        if lines == 0 {
-            return Ok(Self { lines: Vec::new(), len, kind: PhantomData });
-        }
-        let out_of_memory = Error::OutOfMemory { what, bytes };
-        let Ok(layout) = Layout::array::<Line>(lines) else {
-            return Err(out_of_memory);
-        };
-        // SAFETY: the layout's size is not zero
-        let memory = unsafe { alloc_zeroed(layout) };
-        if memory.is_null() {
-            return Err(out_of_memory);
-        }
-        // SAFETY: allocated by the global allocator with the layout of `lines` lines, each a valid `Line` of zeros
-        let lines = unsafe { Vec::from_raw_parts(memory.cast(), lines, lines) };
-        Ok(Self { lines, len, kind: PhantomData })
+        Ok(Self { lines: zeros(what, bytes.div_ceil(size_of::<Line>()))?, len, kind: PhantomData })
     }
 
     /// Number of elements.

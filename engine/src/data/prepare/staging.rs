@@ -6,6 +6,7 @@ use crate::data::shards::{Dataset, InputRecord, MANIFEST, Manifest, SplitName, V
 use crate::data::vocab::Vocab;
 use crate::error::{During, Error, Result};
 use crate::lock::FolderLock;
+use crate::new_file::check_no_mount;
 use serde_json::Value;
 use std::ffi::OsString;
 use std::fs::File;
@@ -39,10 +40,14 @@ impl Staging {
 
     /// As [`Staging::create`], with what a killed run left still in it.
     pub fn enter(out: &Path, waiting: &dyn Fn()) -> Result<Self> {
+        let out = &place_of(out);
         let name =
             out.file_name().ok_or_else(|| Error::file(out, "is not a folder's name; choose another"))?;
         let mut name = name.to_owned();
         name.push(".preparing");
+        if let Ok(there) = std::fs::metadata(out) {
+            check_no_mount(out, &there)?;
+        }
         let path = out.with_file_name(name);
         if let Some(parent) = parent(&path) {
             std::fs::create_dir_all(parent).during("cannot create the folder", parent)?;
@@ -84,6 +89,7 @@ impl Staging {
 
     /// Gives the folder its name, once all in it is on disk.
     pub fn finish(mut self, out: &Path) -> Result<()> {
+        let out = &place_of(out);
         sync(&self.path)?;
         if out.exists() {
             std::fs::remove_dir(out).during("cannot replace the empty folder", out)?;
@@ -103,6 +109,13 @@ impl Drop for Staging {
             });
         }
     }
+}
+
+/// Where a folder is to lie: a link to one stays, and what it leads to is taken.
+fn place_of(out: &Path) -> PathBuf {
+    let is_link = std::fs::symlink_metadata(out).is_ok_and(|there| there.is_symlink());
+    let real = if is_link { std::fs::canonicalize(out).ok() } else { None };
+    real.unwrap_or_else(|| out.to_owned())
 }
 
 fn parent(path: &Path) -> Option<&Path> {
