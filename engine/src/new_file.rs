@@ -124,6 +124,13 @@ pub(crate) fn check_utf8(path: &Path) -> Result<()> {
     }
 }
 
+/// Where a new folder is to lie: a link to a folder stays, and what it leads to gives its name.
+pub(crate) fn behind_link(path: &Path) -> PathBuf {
+    let is_link = fs::symlink_metadata(path).is_ok_and(|there| there.is_symlink());
+    let real = if is_link { fs::canonicalize(path).ok() } else { None };
+    real.unwrap_or_else(|| path.to_owned())
+}
+
 /// The folder that holds `path`.
 pub(crate) fn parent(path: &Path) -> &Path {
     match path.parent() {

@@ -190,8 +190,7 @@ fn measure<B: Backend<Acc = f32>>(
         bail!("--profile: only GPUs tell the time of each kernel; leave it out");
     }
     let device = backend.describe();
-    let rows = args.ceiling.map_or(CEILING[usize::from(gpu.is_none())], |n| n as usize);
-    let ceiling = matmul_rate(&backend, rows)?;
+    let mix = Mix::parse(&args.lengths)?;
     let share = train.accumulation * world;
     let sequences = args.batch.map_or(train.batch_sequences / share, |n| n as usize).max(1);
     let budget = args.tokens.map(|n| n as usize).or_else(|| {
@@ -199,11 +198,14 @@ fn measure<B: Backend<Acc = f32>>(
         by_config.then_some(train.batch_tokens / share)
     });
     let longest = config.model.max_positions.min(config.data.prepare.max_seq_length);
-    let mix = Mix::parse(&args.lengths)?;
-    check_memory(args, config, &backend, world, [sequences as f64; 2])?;
+    let least =
+        budget.map_or([sequences as f64; 2], |tokens| [tokens as f64, tokens as f64 / longest as f64]);
+    check_memory(args, config, &backend, world, least)?;
     let lengths = mix.lengths(sequences, budget, longest)?;
     let tokens = lengths.iter().map(|&length| f64::from(length)).sum();
     check_memory(args, config, &backend, world, [tokens, lengths.len() as f64])?;
+    let rows = args.ceiling.map_or(CEILING[usize::from(gpu.is_none())], |n| n as usize);
+    let ceiling = matmul_rate(&backend, rows)?;
     let batch = batch(&config.model, &lengths, config.data.prepare.max_predictions);
     let mut bench = Bench::new(group, backend, config, batch)?;
     let times = bench.time(args.steps.map(|n| n as usize), args.seconds)?;

@@ -79,7 +79,9 @@ fn too_few_threads_are_an_error_that_names_the_limit() {
         let Some(group) = Group::new(&most.to_string(), most) else {
             return skipped("no control group for processes can be made here");
         };
-        let lines = lines.into_iter().map(str::to_owned).chain([format!("{prepare} {most} --out new-data")]);
+        // half of the room for the threads that compute, and not enough for those that prepare
+        let prepare = format!("{prepare} {} --out new-data", (most / 2).max(1));
+        let lines = lines.into_iter().map(str::to_owned).chain([prepare]);
         for line in lines {
             let output = group.run(&place, &line);
             if output.status.code() == Some(77) {

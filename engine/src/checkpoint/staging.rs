@@ -2,7 +2,7 @@
 
 use crate::error::{During, Error, Result};
 use crate::lock::FolderLock;
-use crate::new_file::parent;
+use crate::new_file::{behind_link, parent};
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -159,7 +159,8 @@ pub(super) struct Staging {
     temporary: PathBuf,
     replaced: PathBuf,
     target: PathBuf,
-    committed: bool,
+    /// Whether `temporary` is this one's.
+    begun: bool,
     /// Of a folder beside which others may lie; in its own folders a run has no rivals.
     _lock: Option<FolderLock>,
 }
@@ -168,34 +169,33 @@ impl Staging {
     /// Starts a folder of a run that will be `target`, in place of what is there, and clears what a killed process left of
     /// an earlier attempt.
     pub(super) fn new(target: &Path) -> Result<Self> {
-        let staging = Self::beside(target)?;
+        let mut staging = Self::beside(target)?;
         remove(&staging.temporary)?;
         restore(&staging.replaced, target)?;
         fs::create_dir(&staging.temporary).during("cannot create", &staging.temporary)?;
+        staging.begun = true;
         Ok(staging)
     }
 
     /// Starts a folder anywhere that will be `target`, where nothing is or an empty folder. Of what a killed process left
     /// of an earlier attempt, only files of these names are removed.
     pub(super) fn fresh(target: &Path, files: &[&str]) -> Result<Self> {
-        // A folder is not renamed onto a link to one.
-        let real = fs::canonicalize(target);
-        let mut staging = Self::beside(real.as_deref().unwrap_or(target))?;
+        let mut staging = Self::beside(&behind_link(target))?;
         let temporary = &staging.temporary;
         if let Err(e) = fs::create_dir(temporary) {
             if e.kind() != io::ErrorKind::AlreadyExists {
                 return Err(e).during("cannot create", temporary);
             }
             let left = FolderLock::take(temporary).during("cannot open the folder", temporary)?;
-            if left.is_none() {
-                return Err(Error::file(
-                    target,
-                    "another process is writing this folder; wait for it, or stop it",
-                ));
-            }
+            let Some(_left) = left else {
+                let what = "another process is writing this folder; wait for it, or stop it";
+                return Err(Error::file(target, what));
+            };
             remove_own(temporary, files)?;
             fs::create_dir(temporary).during("cannot create", temporary)?;
         }
+        staging.begun = true;
+        let temporary = &staging.temporary;
         staging._lock = FolderLock::take(temporary).during("cannot open the folder", temporary)?;
         Ok(staging)
     }
@@ -216,7 +216,7 @@ impl Staging {
             temporary: beside(target, TEMPORARY, name),
             replaced: beside(target, REPLACED, name),
             target: target.to_owned(),
-            committed: false,
+            begun: false,
             _lock: None,
         })
     }
@@ -230,7 +230,7 @@ impl Staging {
     pub(super) fn commit_fresh(mut self) -> Result<PathBuf> {
         sync_folder(&self.temporary)?;
         fs::rename(&self.temporary, &self.target).during("cannot rename the new folder to", &self.target)?;
-        self.committed = true;
+        self.begun = false;
         sync_folder(parent(&self.target))?;
         Ok(std::mem::take(&mut self.target))
     }
@@ -246,7 +246,7 @@ impl Staging {
             restore(&self.replaced, &self.target)?;
             return Err(e).during("cannot rename", &self.temporary);
         }
-        self.committed = true;
+        self.begun = false;
         sync_folder(parent(&self.target))?;
         remove(&self.replaced)?;
         Ok(std::mem::take(&mut self.target))
@@ -255,7 +255,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if !self.committed {
+        if self.begun {
             // The error that brought us here is the one to report; the next attempt removes the rest.
             let _ = remove(&self.temporary);
         }

@@ -6,7 +6,7 @@ use crate::data::shards::{Dataset, InputRecord, MANIFEST, Manifest, SplitName, V
 use crate::data::vocab::Vocab;
 use crate::error::{During, Error, Result};
 use crate::lock::FolderLock;
-use crate::new_file::check_no_mount;
+use crate::new_file::{behind_link, check_no_mount};
 use serde_json::Value;
 use std::ffi::OsString;
 use std::fs::File;
@@ -40,7 +40,7 @@ impl Staging {
 
     /// As [`Staging::create`], with what a killed run left still in it.
     pub fn enter(out: &Path, waiting: &dyn Fn()) -> Result<Self> {
-        let out = &place_of(out);
+        let out = &behind_link(out);
         let name =
             out.file_name().ok_or_else(|| Error::file(out, "is not a folder's name; choose another"))?;
         let mut name = name.to_owned();
@@ -89,7 +89,7 @@ impl Staging {
 
     /// Gives the folder its name, once all in it is on disk.
     pub fn finish(mut self, out: &Path) -> Result<()> {
-        let out = &place_of(out);
+        let out = &behind_link(out);
         sync(&self.path)?;
         if out.exists() {
             std::fs::remove_dir(out).during("cannot replace the empty folder", out)?;
@@ -109,13 +109,6 @@ impl Drop for Staging {
             });
         }
     }
-}
-
-/// Where a folder is to lie: a link to one stays, and what it leads to is taken.
-fn place_of(out: &Path) -> PathBuf {
-    let is_link = std::fs::symlink_metadata(out).is_ok_and(|there| there.is_symlink());
-    let real = if is_link { std::fs::canonicalize(out).ok() } else { None };
-    real.unwrap_or_else(|| out.to_owned())
 }
 
 fn parent(path: &Path) -> Option<&Path> {
