@@ -3,7 +3,7 @@
 use crate::config::{Config, ModelConfig};
 use crate::data::{Batch, Sequence};
 use crate::dist::{Control, Group};
-use crate::error::During;
+use crate::files::{WRITTEN_BY_HAND, read_up_to};
 use crate::model::{Bert, Gradients, LossScale, SUMS};
 use crate::optim::{Optimizer, UpdateOutcome};
 use crate::plan::Lengths;
@@ -47,7 +47,8 @@ impl Mix {
             Some("mlperf") => return Ok(Self::Mlperf),
             _ => {}
         }
-        let text = std::fs::read_to_string(name).during("cannot read the lengths", name)?;
+        let text = read_up_to(name, WRITTEN_BY_HAND, "cannot read the lengths")?;
+        let text = String::from_utf8_lossy(&text);
         let mut lengths = Vec::new();
         for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             match line.trim().parse::<u32>() {

@@ -8,6 +8,7 @@ pub mod data;
 pub mod device_batch;
 pub mod dist;
 pub mod error;
+pub mod files;
 mod lock;
 pub mod mapped;
 pub mod memory;
@@ -15,7 +16,7 @@ pub mod metrics;
 pub mod mllog;
 pub mod mlperf;
 pub mod model;
-pub mod new_file;
+
 pub mod optim;
 pub mod plan;
 pub mod report;

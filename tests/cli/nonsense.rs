@@ -26,7 +26,7 @@ fn numbers_beyond_what_an_option_takes() {
         &["train.steps: ", "too large"],
     );
     place.write("seed.toml", "[train]\nsteps = 3\nseed = 18446744073709551615\n");
-    says(&place, "--config seed.toml", &["seed.toml: line 3"]);
+    says(&place, "--config seed.toml", &["seed.toml: line 3: a number is too large", limit]);
     says(
         &place,
         "prepare --input text.txt --vocab vocab.txt --out o --seed 18446744073709551615",
@@ -58,6 +58,36 @@ fn numbers_beyond_what_an_option_takes() {
         place.line(&format!("plan --rate-batch 1 {options}")).failed();
     }
     assert!(!place.path("run").exists() && !place.path("o").exists());
+}
+
+#[test]
+fn more_batches_than_a_file_holds() {
+    let place = Workplace::with_corpus();
+    place.line("--config tiny.toml --steps 1").done();
+    let parts = ["18446744073709551615 batches of about", "more than fit; ask for at most "];
+    says(&place, "inspect run --batches 18446744073709551615 --out many", &parts);
+    assert!(!place.path("many").exists());
+}
+
+#[test]
+fn pipes_without_a_writer_and_devices_without_an_end() {
+    let place = Workplace::with_corpus();
+    std::process::Command::new("mkfifo").arg(place.path("pipe")).status().unwrap();
+    for line in [
+        "verify",
+        "import pytorch --out o",
+        "import tfrecord --vocab vocab.txt --out o",
+        "import hdf5 --vocab vocab.txt --out o",
+    ] {
+        for path in ["pipe", "/dev/zero"] {
+            says(&place, &format!("{line} {path}"), &[path, "is a pipe or a device"]);
+        }
+    }
+    for line in ["--config", "plan --step", "bench --lengths"] {
+        says(&place, &format!("{line} /dev/zero"), &["/dev/zero: is longer than "]);
+    }
+    let import = "import pytorch text.txt --out o --config /dev/zero";
+    place.line(import).failed();
 }
 
 #[test]

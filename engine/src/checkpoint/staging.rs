@@ -1,8 +1,8 @@
 //! Folders that appear whole or not at all: written beside their place, synced, then renamed.
 
 use crate::error::{During, Error, Result};
+use crate::files::{behind_link, parent, read_up_to};
 use crate::lock::FolderLock;
-use crate::new_file::{behind_link, parent};
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -107,7 +107,7 @@ pub(super) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
             format!("holds {size} bytes, at most {limit} are expected: not this kind of file; restore it"),
         ));
     }
-    fs::read(path).during("cannot read", path)
+    read_up_to(path, limit, "cannot read")
 }
 
 /// Makes a folder's entries durable. File systems that cannot sync a folder keep them in order by themselves.

@@ -19,7 +19,7 @@ use crate::data::recipe;
 use crate::data::shards::{InputRecord, Manifest, VOCAB};
 use crate::data::vocab::{Vocab, train_files};
 use crate::error::{During, Error, Result};
-use crate::new_file::check_utf8;
+use crate::files::check_utf8;
 use part::{Outcome, Share, Work};
 use staging::Staging;
 use std::path::Path;

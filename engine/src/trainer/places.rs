@@ -5,7 +5,7 @@ use crate::checkpoint;
 use crate::config::Config;
 use crate::data::shards::MANIFEST;
 use crate::error::{During, Error, Result};
-use crate::new_file::real;
+use crate::files::real;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};

@@ -3,8 +3,9 @@
 use crate::config::Config;
 use crate::data::loader::eval_batches;
 use crate::data::{Batch, Dataset, Loader, LoaderConfig, LoaderState, SplitName};
-use crate::new_file::write_new;
+use crate::files::write_new;
 use crate::{Error, Result};
+use kernels::cpu::memory::total;
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;
 use std::sync::Arc;
@@ -51,6 +52,7 @@ pub fn write_batches(path: &Path, config: &Config, batches: u64) -> Result<Writt
         world: 1,
         max_positions,
     };
+    check_count(path, config, &data, batches)?;
     let mut loader = Loader::new(data.clone(), loader, LoaderState::default())?;
     let mut train = Flat::new();
     for _ in 0..batches {
@@ -78,6 +80,25 @@ pub fn write_batches(path: &Path, config: &Config, batches: u64) -> Result<Writt
     held_out.check_files()?;
     write_new(path, &bytes)?;
     Ok(written)
+}
+
+/// Refuses so many batches that the file's offsets or the memory cannot hold them.
+fn check_count(path: &Path, config: &Config, data: &Dataset, batches: u64) -> Result<()> {
+    /// Of a token in memory, joined and once more as the file's content.
+    const BYTES: f64 = 24.0;
+    let mean = data.split().tokens as f64 / data.len().max(1) as f64;
+    let tokens = match config.train.batch_tokens {
+        0 => config.train.batch_sequences as f64 * mean,
+        tokens => tokens as f64,
+    };
+    let memory = total().map_or(f64::INFINITY, |bytes| bytes as f64 / BYTES);
+    let most = (f64::from(i32::MAX).min(memory) / tokens).floor();
+    if batches as f64 <= most {
+        return Ok(());
+    }
+    let what =
+        format!("{batches} batches of about {tokens:.0} tokens are more than fit; ask for at most {most}");
+    Err(Error::file(path, what))
 }
 
 /// Batches joined, as the file holds them.

@@ -1,8 +1,8 @@
 //! A batch and the losses computed on it as a file, for comparing them with other software.
 
 use crate::data::Batch;
+use crate::files::write_new;
 use crate::model::EvalSums;
-use crate::new_file::write_new;
 use crate::{Error, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;

@@ -6,7 +6,7 @@ use anyhow::bail;
 use engine::checkpoint::{self, hf};
 use engine::config::Config;
 use engine::error::During;
-use engine::new_file::check_new;
+use engine::files::check_new;
 use engine::verify::batches;
 use serde_json::Value;
 use std::fs::File;

@@ -5,7 +5,7 @@ use super::super::{CONFIG, MODEL, tensor_file, views};
 use super::config;
 use crate::config::ModelConfig;
 use crate::error::{During, Error, Result};
-use crate::new_file::check_vacant;
+use crate::files::check_vacant;
 use crate::table::TensorTable;
 use serde_json::json;
 use std::fs;

@@ -23,7 +23,7 @@ use crate::data::prepare::{Phase, PrepareProgress, entropy};
 use crate::data::shards::{InputRecord, Manifest, VOCAB};
 use crate::data::vocab::Vocab;
 use crate::error::{During, Error, Result};
-use crate::new_file::check_utf8;
+use crate::files::check_utf8;
 use files::InputFile;
 use journal::{Identity, Journal};
 use run::{Run, Sizes};

@@ -1,12 +1,45 @@
-//! Files and folders that a command makes where its user says, never in place of what is there.
+//! Files and folders that a user names: what a command makes there is never put in place of something else, and what it
+//! reads there ends.
 
 use crate::error::{During, Error, Result};
 use std::fs::{self, File, Metadata};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Names of a folder's content that a message shows.
 const SHOWN: usize = 3;
+
+/// Most bytes of a file that people write: a configuration, lengths, a step's measurement.
+pub(crate) const WRITTEN_BY_HAND: u64 = 64 << 20;
+
+/// Reads a file that is never longer than `limit` bytes unless it is of another kind: a device may have no end.
+/// `action` is as in "cannot read the configuration".
+///
+/// # Errors
+/// What the system answers; a file that is longer.
+pub(crate) fn read_up_to(path: &Path, limit: u64, action: &'static str) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).during(action, path)?;
+    file.take(limit + 1).read_to_end(&mut bytes).during(action, path)?;
+    if bytes.len() as u64 > limit {
+        let what =
+            format!("is longer than {limit} bytes, the most expected: not this kind of file; name another");
+        return Err(Error::file(path, what));
+    }
+    Ok(bytes)
+}
+
+/// Refuses what cannot be read at any place of it: a pipe, which may keep a reader waiting for ever, or a device.
+///
+/// # Errors
+/// No file of this name.
+pub(crate) fn check_regular(path: &Path) -> Result<()> {
+    let there = fs::metadata(path).during("cannot read", path)?;
+    match there.is_file() || there.is_dir() {
+        true => Ok(()),
+        false => Err(Error::file(path, "is a pipe or a device; write its content to a file and name that")),
+    }
+}
 
 /// Refuses, before any work, a file that [`write_new`] would refuse.
 ///
@@ -208,6 +241,20 @@ mod tests {
                     .to_string()
                     .contains("No space left")
             );
+        }
+    }
+
+    #[test]
+    fn what_has_no_end_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "12345").unwrap();
+        assert_eq!(read_up_to(&path, 5, "cannot read").unwrap(), b"12345");
+        assert!(read_up_to(&path, 4, "cannot read").unwrap_err().to_string().contains("longer than 4 bytes"));
+        check_regular(&path).unwrap();
+        if Path::new("/dev/zero").exists() {
+            assert!(read_up_to(Path::new("/dev/zero"), 1000, "cannot read").is_err());
+            assert!(check_regular(Path::new("/dev/zero")).unwrap_err().to_string().contains("a device"));
         }
     }
 
