@@ -189,7 +189,7 @@ pub struct PrepareArgs {
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// CPU threads; 0 for all cores. The shards do not depend on it
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_threads)]
     pub threads: usize,
 }
 
@@ -245,7 +245,7 @@ pub struct ImportDataArgs {
     #[arg(long)]
     pub skip_bad: bool,
     /// CPU threads; 0 for all cores. The shards do not depend on it
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_threads)]
     pub threads: usize,
 }
 
@@ -300,7 +300,7 @@ pub struct EvalArgs {
     #[arg(long, value_enum)]
     pub precision: Option<DevicePrecision>,
     /// CPU threads; 0 for all cores
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_threads)]
     pub threads: usize,
 }
 
@@ -374,11 +374,11 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub steps: Option<u32>,
     /// Time to run for, if --steps does not say
-    #[arg(long, value_name = "S", default_value_t = 12.0)]
+    #[arg(long, value_name = "S", default_value_t = 12.0, value_parser = parse_seconds)]
     pub seconds: f64,
     /// Rows of the square product that is the ceiling; --profile's copy has 16 bytes for each of its elements [default: 8192 on
     /// GPUs, 1536 on CPUs]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 17))]
     pub ceiling: Option<u32>,
     /// Time every op too, in a few steps of their own: a table whose rows, with bytes, operations and the share of the ceiling,
     /// add up to the step (GPUs only) [default: off]
@@ -592,6 +592,25 @@ pub(crate) fn parse_positive(text: &str) -> Result<usize, String> {
         Ok(0) => Err("must be at least 1".to_owned()),
         Ok(n) => Ok(n),
         Err(_) => Err("not a whole number".to_owned()),
+    }
+}
+
+/// A time that ends.
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    const WEEK: f64 = 604_800.0;
+    match text.parse() {
+        Ok(seconds) if (0.0..=WEEK).contains(&seconds) => Ok(seconds),
+        Ok(_) => Err(format!("expected 0 to {WEEK}")),
+        Err(_) => Err("not a number".to_owned()),
+    }
+}
+
+/// More threads than any machine runs at once; 0 is one for each core.
+fn parse_threads(text: &str) -> Result<usize, String> {
+    const MOST: usize = 4096;
+    match text.parse() {
+        Ok(threads) if threads <= MOST => Ok(threads),
+        _ => Err(format!("expected a whole number from 0 to {MOST}")),
     }
 }
 

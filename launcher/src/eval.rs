@@ -9,6 +9,7 @@ use anyhow::bail;
 use engine::config::Precision;
 use engine::data::loader::eval_batches;
 use engine::data::shards::{Dataset, SplitName};
+use engine::files::check_new;
 use engine::model::EvalSums;
 use engine::verify::export::write_batch;
 use kernels::Backend;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 /// Prints losses, accuracies and perplexity.
 pub fn run(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     crate::start_threads(args.threads)?;
+    args.dump_batch.as_deref().map_or(Ok(()), check_new)?;
     let (split, name) = match args.split {
         DataSplit::Eval => (SplitName::Eval, "eval"),
         DataSplit::Train => (SplitName::Train, "train"),
@@ -108,6 +110,7 @@ impl Work for Evaluation<'_> {
             done.sums.add(&bert.read(last)?);
         }
         bar.finish();
+        data.check_files()?;
         Ok(done)
     }
 }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 /// Prints `top` tokens with their probabilities for each mask, and the text with each filled in.
 pub fn run(args: &FillMaskArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
+    crate::start_threads(0)?;
     if !args.text.contains("[MASK]") {
         bail!("the text holds no [MASK]; write [MASK] where a token is to be predicted");
     }

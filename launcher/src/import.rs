@@ -19,6 +19,7 @@ pub fn run(args: &ImportArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
 
 /// Imports sequences, and prints what they were, what was left out and how fast.
 fn data(args: &ImportDataArgs, format: ImportFormat, out: &mut dyn Write) -> anyhow::Result<u8> {
+    crate::start_threads(args.threads)?;
     let config = ImportConfig {
         format,
         inputs: args.input.clone(),

@@ -39,6 +39,7 @@ fn convert(
     gelu: Option<GeluForm>,
     out: &mut dyn Write,
 ) -> anyhow::Result<Converted> {
+    crate::start_threads(0)?;
     import::check_target(&args.out)?;
     let gelu = gelu.map(|form| match form {
         GeluForm::Tanh => Gelu::Tanh,

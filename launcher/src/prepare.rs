@@ -12,6 +12,7 @@ use std::time::Instant;
 
 /// Prepares all or a part, or merges parts, and prints what was made and how fast.
 pub fn run(args: &PrepareArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
+    crate::start_threads(args.threads)?;
     let config = args.config();
     let bar = PrepareBar::new();
     let started = Instant::now();

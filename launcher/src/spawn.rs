@@ -3,6 +3,7 @@
 use crate::ranks::{LISTENER, LOCAL_RANK, LOCAL_WORLD, MEET, RANK, TOKEN, WORLD};
 use crate::{exit, signals};
 use anyhow::Context;
+use kernels::limits;
 use rustix::io::FdFlags;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
@@ -76,7 +77,7 @@ pub fn run(crew: &Crew) -> anyhow::Result<u8> {
             Ok(child) => workers.push(Worker { rank: crew.first + local, child, ended: None }),
             Err(e) => {
                 workers.iter_mut().for_each(Worker::kill);
-                anyhow::bail!("cannot start worker {}: {e}", crew.first + local);
+                anyhow::bail!(limits::refused(&format!("worker {}", crew.first + local), &e));
             }
         }
     }
@@ -177,10 +178,14 @@ fn look_after(workers: &mut [Worker], passed: &std::sync::mpsc::Receiver<i32>, s
 }
 
 /// In a worker: ends the process when the one that started it is gone.
-pub fn end_with_starter() {
+///
+/// # Errors
+/// The system has no thread left.
+pub fn end_with_starter() -> anyhow::Result<()> {
     let wait = || {
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
         std::process::exit(exit::FAILED.into());
     };
-    std::thread::spawn(wait);
+    let started = std::thread::Builder::new().name("starter".to_owned()).spawn(wait);
+    started.map(drop).map_err(|e| anyhow::anyhow!(limits::refused("the thread that watches the starter", &e)))
 }

@@ -33,12 +33,14 @@ fn every_kind_of_checkpoint_becomes_the_same_model() {
         ("pytorch", "legacy.bin", "48 tensors read; this layout has no checksums|gelu: tanh, as "),
         ("pytorch", "nvidia.pt", "vocabulary: 29 tokens; 3 rows of zeros"),
     ] {
+        let _ = fs::remove_dir_all(place.path("model"));
         let said = import(&place, kind, name, "").done();
         for word in words.split('|').chain(["BERT, 2 layers of 16 (2 heads"]) {
             assert!(said.contains(word), "`{word}` is not in:\n{said}");
         }
         assert_eq!(predict("model"), expected, "{name}");
     }
+    fs::remove_dir_all(place.path("model")).unwrap();
     let said = import(&place, "tf-checkpoint", "tiny", "--gelu erf").done();
     assert!(said.contains("gelu: erf, as asked for"), "{said}");
     assert_ne!(predict("model"), expected);

@@ -7,6 +7,8 @@ mod import;
 mod import_model;
 pub mod mlperf;
 mod mlperf_data;
+mod nonsense;
+mod overwrite;
 mod parts;
 mod plan;
 mod sharing;

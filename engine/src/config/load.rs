@@ -4,7 +4,7 @@
 //! relative to the current directory, not to the file's.
 
 use super::{Config, PrepareConfig, Preset, Recipe};
-use crate::error::During;
+use crate::files::{WRITTEN_BY_HAND, read_up_to};
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
@@ -200,7 +200,7 @@ impl Settings {
 }
 
 fn read_file(path: &Path, keys: &Keys) -> Result<Vec<Setting>> {
-    let bytes = std::fs::read(path).during("cannot read the configuration", path)?;
+    let bytes = read_up_to(path, WRITTEN_BY_HAND, "cannot read the configuration")?;
     let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Error::file(path, format!("byte {at} is not valid UTF-8; save the configuration as UTF-8 text"))
@@ -209,7 +209,13 @@ fn read_file(path: &Path, keys: &Keys) -> Result<Vec<Setting>> {
         |byte: usize| 1 + text.as_bytes()[..byte.min(text.len())].iter().filter(|&&b| b == b'\n').count();
     let syntax = |e: toml::de::Error| {
         let line = e.span().map_or(1, |span| line_of(span.start));
-        Error::file(path, format!("line {line}: not valid TOML: {}", one_line(e.message())))
+        let what = match e.message().contains("value was too large") {
+            true => {
+                format!("a number is too large; the largest one that a configuration holds is {}", i64::MAX)
+            }
+            false => format!("not valid TOML: {}", one_line(e.message())),
+        };
+        Error::file(path, format!("line {line}: {what}"))
     };
     let spans = DeTable::parse(&text).map_err(syntax)?;
     let values: Table = toml::from_str(&text).map_err(syntax)?;
@@ -304,6 +310,9 @@ fn read_preset(value: &Value) -> std::result::Result<Preset, String> {
 /// Turns serde's "invalid type: string "x", expected usize" into words that do not need Rust.
 fn explain(value: &Value, message: &str) -> String {
     let shown = one_line(&value.to_string());
+    if let Some(beyond) = value.as_str().and_then(beyond_toml) {
+        return beyond;
+    }
     let Some((_, expected)) = message.rsplit_once("expected ") else {
         return format!("{shown} cannot be used: {}", one_line(message));
     };
@@ -326,6 +335,22 @@ fn explain(value: &Value, message: &str) -> String {
         other => other,
     };
     format!("{shown} is not {expected}")
+}
+
+/// What is wrong with a whole number that TOML cannot hold, if the text is one.
+fn beyond_toml(text: &str) -> Option<String> {
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) || text.parse::<i64>().is_ok() {
+        return None;
+    }
+    Some(match text.starts_with('-') {
+        true => {
+            format!("{text} is too small; the smallest number that a configuration holds is {}", i64::MIN)
+        }
+        false => {
+            format!("{text} is too large; the largest number that a configuration holds is {}", i64::MAX)
+        }
+    })
 }
 
 fn join(at: &str, name: &str) -> String {

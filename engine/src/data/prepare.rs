@@ -19,6 +19,7 @@ use crate::data::recipe;
 use crate::data::shards::{InputRecord, Manifest, VOCAB};
 use crate::data::vocab::{Vocab, train_files};
 use crate::error::{During, Error, Result};
+use crate::files::check_utf8;
 use part::{Outcome, Share, Work};
 use staging::Staging;
 use std::path::Path;
@@ -174,6 +175,7 @@ fn list(config: &PrepareConfig) -> Result<Vec<InputFile>> {
         }
         files.extend(input::list(std::slice::from_ref(eval))?);
     }
+    files.iter().try_for_each(|file| check_utf8(&file.path))?;
     Ok(files)
 }
 

@@ -103,6 +103,10 @@ impl Artifacts {
         setup: &Setup<B>,
     ) -> Result<()> {
         let Setup { config, bert, optimizer, state, .. } = setup;
+        [Some(&setup.train), setup.eval.as_ref()]
+            .into_iter()
+            .flatten()
+            .try_for_each(|data| data.check_files())?;
         let weights = setup.weights(group)?;
         let broken = |t: &&Tensor| weights[t.range()].iter().any(|w| !w.is_finite());
         if self.writes()

@@ -3,6 +3,7 @@
 mod artifacts;
 mod data;
 mod evaluation;
+mod places;
 mod run;
 mod setup;
 mod step;

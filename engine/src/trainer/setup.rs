@@ -3,6 +3,7 @@
 use super::artifacts::{log_settings, start_clock};
 use super::data::Data;
 use super::evaluation::EVAL_BATCH;
+use super::places;
 use super::warm_up::warm_up;
 use super::{Observer, Options};
 use crate::checkpoint::{self, TrainState, hf};
@@ -22,6 +23,7 @@ use crate::step;
 use crate::table::TensorTable;
 use crate::{Error, Result};
 use kernels::Backend;
+use kernels::cpu::memory::zeros;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -180,7 +182,9 @@ fn from_first<B: Backend<Acc = f32>>(
     mut values: Vec<f32>,
     len: usize,
 ) -> Result<Vec<f32>> {
-    values.resize(len, 0.0);
+    if values.is_empty() {
+        values = zeros("weights and moments of the first process", len)?;
+    }
     group.ranks.send_from_first(backend, &mut values)?;
     Ok(values)
 }
@@ -193,6 +197,7 @@ fn resolve<B: Backend>(
     observer: &mut dyn Observer,
 ) -> Result<Resolved> {
     refuse_used(&config.train.run, options.resume)?;
+    places::check(config)?;
     prepare_data(config, observer)?;
     let manifest = Manifest::load(&config.data.dir)?;
     check_splits(config, &manifest)?;
@@ -253,7 +258,7 @@ fn beginning<B: Backend<Acc = f32>>(
         }
         let seed = config.train.seed;
         let drawn = || init::weights(bert.table(), config.model.initializer_range, seed);
-        let weights = start.unwrap_or_else(drawn);
+        let weights = start.map_or_else(drawn, Ok)?;
         let state = TrainState { seed, config_hash, data_hash, ..TrainState::default() };
         return Ok(Beginning { state, weights, moments: None });
     };
@@ -464,6 +469,8 @@ fn claim_run_folder(config: &Config, resume: bool) -> Result<FolderLock> {
         ));
     };
     refuse_used(run, resume)?;
+    // Again, now that nobody else works here.
+    places::check(config)?;
     hf::replaceable(&run.join("model"))?;
     let file = run.join(CONFIG_FILE);
     let used = is_used(run)?;
@@ -515,7 +522,7 @@ fn write_config(file: &Path, config: &Config, own: bool) -> Result<()> {
         Ok(there) if there == text.as_bytes() => return Ok(()),
         Ok(_) if own => {}
         Ok(_) => {
-            let kept = file.with_extension("before.toml");
+            let kept = places::free(file, "before.toml");
             fs::rename(file, &kept).during("cannot rename", file)?;
         }
         Err(e) if e.kind() == ErrorKind::NotFound => {}

@@ -17,6 +17,7 @@ use std::path::Path;
 
 /// Prints what the path is, then its content.
 pub fn run(args: &InspectArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
+    crate::start_threads(0)?;
     let path = args.path.as_path();
     if let (Some(batches), Some(file)) = (args.batches, &args.out) {
         run_folder::write_batches(path, batches, file, out)?;

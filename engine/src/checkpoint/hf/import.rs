@@ -8,6 +8,7 @@ use super::config;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::table::{Init, Tensor, TensorTable};
+use kernels::cpu::memory::zeros;
 use safetensors::Dtype;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -208,7 +209,7 @@ impl Plan {
     }
 
     fn read(&self, path: &Path, table: &TensorTable, file: &mut TensorFile) -> Result<Vec<f32>> {
-        let mut weights = vec![0.0; table.len];
+        let mut weights = zeros("weights", table.len)?;
         for tensor in table.tensors.iter().filter(|t| t.init == Init::Ones) {
             weights[tensor.range()].fill(1.0);
         }

@@ -5,8 +5,8 @@ mod export;
 mod import;
 
 pub use export::export;
-pub(in crate::checkpoint) use export::export_tensors;
 pub(crate) use export::replaceable;
+pub(in crate::checkpoint) use export::{export_new, vacant};
 pub(in crate::checkpoint) use import::canonical;
 pub use import::{Imported, import};
 

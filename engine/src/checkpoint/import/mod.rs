@@ -129,18 +129,18 @@ impl Converted {
     /// reads the folder knows that they were never trained.
     ///
     /// # Errors
-    /// What the system answers; a folder there that holds something else.
+    /// What the system answers; a folder there that holds anything.
     pub fn export(&self, dir: &Path) -> Result<()> {
         let mut tensors = super::views("", &self.table, &self.weights);
         tensors.retain(|(name, _, _)| !self.missing.contains(name));
-        hf::export_tensors(dir, &self.model, tensors, self.vocab.as_deref())
+        hf::export_new(dir, &self.model, tensors, self.vocab.as_deref())
     }
 }
 
 /// Refuses, before anything is read, a folder that [`Converted::export`] would refuse.
 ///
 /// # Errors
-/// A folder there that holds something else than a model.
+/// A folder there that holds anything, a file, a mount point.
 pub fn check_target(dir: &Path) -> Result<()> {
-    hf::replaceable(dir)
+    hf::vacant(dir)
 }

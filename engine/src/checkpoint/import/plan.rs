@@ -7,6 +7,7 @@ use crate::checkpoint::hf::config::Parsed;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::table::{Init, Tensor, TensorTable};
+use kernels::cpu::memory::zeros;
 
 /// Where one tensor of the file goes.
 struct Placement {
@@ -138,7 +139,7 @@ impl Plan {
 
     /// Reads the weights [table.len]: padding is 0, a missing tensor 0 and a missing layernorm weight 1.
     pub(super) fn read(&self, source: &mut dyn Source) -> Result<Vec<f32>> {
-        let mut weights = vec![0.0; self.table.len];
+        let mut weights = zeros("weights", self.table.len)?;
         for tensor in self.table.tensors.iter().filter(|t| t.init == Init::Ones) {
             weights[tensor.range()].fill(1.0);
         }

@@ -23,6 +23,7 @@ use crate::data::prepare::{Phase, PrepareProgress, entropy};
 use crate::data::shards::{InputRecord, Manifest, VOCAB};
 use crate::data::vocab::Vocab;
 use crate::error::{During, Error, Result};
+use crate::files::check_utf8;
 use files::InputFile;
 use journal::{Identity, Journal};
 use run::{Run, Sizes};
@@ -92,6 +93,12 @@ fn import_in(
     };
     let train = files::list(&config.inputs, config.format)?;
     let eval = files::list(&config.eval, config.format)?;
+    train
+        .iter()
+        .chain(&eval)
+        .map(|file| &file.path)
+        .chain([&config.vocab])
+        .try_for_each(|path| check_utf8(path))?;
     let vocab = Vocab::load(&config.vocab)?;
     let wanted = Wanted { config, train: &train, eval: &eval, vocab: &vocab };
     if let Some(found) = wanted.existing(out)? {

@@ -5,6 +5,7 @@ use crate::config::PrepareConfig;
 use crate::data::shards::{Dataset, InputRecord, MANIFEST, Manifest, SplitName, VOCAB};
 use crate::data::vocab::Vocab;
 use crate::error::{During, Error, Result};
+use crate::files::{behind_link, check_no_mount};
 use crate::lock::FolderLock;
 use serde_json::Value;
 use std::ffi::OsString;
@@ -39,10 +40,14 @@ impl Staging {
 
     /// As [`Staging::create`], with what a killed run left still in it.
     pub fn enter(out: &Path, waiting: &dyn Fn()) -> Result<Self> {
+        let out = &behind_link(out);
         let name =
             out.file_name().ok_or_else(|| Error::file(out, "is not a folder's name; choose another"))?;
         let mut name = name.to_owned();
         name.push(".preparing");
+        if let Ok(there) = std::fs::metadata(out) {
+            check_no_mount(out, &there)?;
+        }
         let path = out.with_file_name(name);
         if let Some(parent) = parent(&path) {
             std::fs::create_dir_all(parent).during("cannot create the folder", parent)?;
@@ -84,6 +89,7 @@ impl Staging {
 
     /// Gives the folder its name, once all in it is on disk.
     pub fn finish(mut self, out: &Path) -> Result<()> {
+        let out = &behind_link(out);
         sync(&self.path)?;
         if out.exists() {
             std::fs::remove_dir(out).during("cannot replace the empty folder", out)?;

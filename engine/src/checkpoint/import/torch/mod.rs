@@ -8,6 +8,7 @@ use super::names::{Role, pytorch};
 use super::pickle::{Object, Pickle, Tensor, Value};
 use super::source::{Dtype, Source, Stored, Stretch, outside};
 use crate::error::{During, Error, Result};
+use crate::files::check_regular;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -55,6 +56,7 @@ type Named = Vec<(Stored, Located)>;
 impl TorchFile {
     /// Reads what the file holds.
     pub(super) fn open(path: &Path) -> Result<Self> {
+        check_regular(path)?;
         let mut file = File::open(path).during("cannot open", path)?;
         let metadata = file.metadata().during("cannot read", path)?;
         if metadata.is_dir() {
