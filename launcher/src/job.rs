@@ -63,6 +63,7 @@ pub fn run<T: Task>(place: &PlaceArgs, config: &Config, task: T) -> anyhow::Resu
     let host = sysinfo::System::host_name().unwrap_or_else(|| "this machine".to_owned());
     let found = Environment(&get).find(&host)?;
     let started = found.as_ref().is_some_and(|found| found.starter.ends_its_own());
+    let guessable = found.as_ref().is_some_and(|found| found.guessable);
     let option = if place.gpus.is_some() { "--gpus" } else { "--processes" };
     let role = ranks::role(found, place.gpus.or(place.processes).map(|n| n as usize), option)?;
     let wanted = if place.gpus.is_some() { Wanted::Cuda } else { config.train.device };
@@ -78,6 +79,9 @@ pub fn run<T: Task>(place: &PlaceArgs, config: &Config, task: T) -> anyhow::Resu
                 // Said once, here, instead of by every worker.
                 placement::check_gpus(count, cuda::count()?)?;
                 nccl::version()?;
+            }
+            if guessable && first == 0 && world > count {
+                ranks::warn_of_strangers();
             }
             spawn::run(&Crew { count, first, world, meet, token, started })
         }
@@ -149,6 +153,9 @@ fn join(found: &Found, wanted: Wanted, config: &Config) -> anyhow::Result<Option
              MASTER_ADDR=node1"
         );
     };
+    if found.guessable && place.rank == 0 && !meet.is_of_one_machine() {
+        ranks::warn_of_strangers();
+    }
     let start = Duration::from_secs(config.ranks.start_seconds);
     let Some(mut meeting) = dist::meet(place, meet, &found.token, mpi.is_none(), start)? else {
         return Ok(None);
