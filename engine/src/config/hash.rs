@@ -9,13 +9,17 @@ use sha2::{Digest, Sha256};
 /// decides whether a run goes on at all: one that stopped must be able to resume with `skip`.
 const SECTIONS: [&str; 3] = ["model", "optimizer", "schedule"];
 const TRAIN: [&str; 5] = ["seed", "steps", "batch_sequences", "batch_tokens", "accumulation"];
+/// Keys that came later: the hash leaves them out where they are not given, so that checkpoints of earlier versions keep
+/// their configuration.
+const LATER: [&str; 2] = ["model.resize_vocab", "model.extend_positions"];
 
 impl Config {
     /// SHA-256, in hexadecimal, of everything that defines the result of training: two configurations of one hash
     /// end with the same weights on the same data, wherever they run and whatever they log.
     pub fn hash(&self) -> String {
-        let lines: Vec<String> =
-            self.defining().iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+        let keys = self.defining().into_iter();
+        let keys = keys.filter(|(key, value)| !(LATER.contains(&key.as_str()) && value == "null"));
+        let lines: Vec<String> = keys.map(|(key, value)| format!("{key} = {value}\n")).collect();
         Sha256::digest(lines.concat()).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 

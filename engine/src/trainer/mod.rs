@@ -5,6 +5,7 @@ mod data;
 mod evaluation;
 mod run;
 mod setup;
+mod start;
 mod step;
 #[cfg(test)]
 mod tests;
