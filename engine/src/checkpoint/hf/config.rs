@@ -120,6 +120,7 @@ pub(in crate::checkpoint) fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed> 
         // ALBERT's and ELECTRA's configurations are BERT's with a factorized embedding
         fields.only("embedding_size", std::slice::from_ref(hidden))?;
     }
+    fields.only("num_hidden_groups", &[])?;
     fields.only("quantization_config", &[])?;
     let model = ModelConfig {
         layers: fields.size("num_hidden_layers")?,

@@ -34,6 +34,8 @@ pub struct Imported {
     pub missing: Vec<String>,
     /// Tensors of the file that the model has no place for, a classifier for example.
     pub ignored: Vec<String>,
+    /// The files of weights that were read.
+    pub files: Vec<PathBuf>,
 }
 
 impl Imported {
@@ -46,7 +48,10 @@ impl Imported {
         match self.table.tensors.iter().find(broken) {
             None => Ok(()),
             Some(tensor) => Err(Error::file(
-                dir.join(MODEL),
+                match self.files.as_slice() {
+                    [file] => file,
+                    _ => dir,
+                },
                 format!(
                     "{} holds a value that is not finite; fetch the file again or choose another",
                     tensor.name
@@ -112,7 +117,8 @@ pub fn import(dir: &Path) -> Result<Imported> {
     let row = |number: usize| &weights[table.word.start + number * model.hidden..][..model.hidden];
     vocabulary::check_beside(dir, model.vocab_size, |number| row(number).iter().all(|&x| x == 0.0))?;
     let Plan { missing, ignored, .. } = plan;
-    Ok(Imported { model, table, weights, missing, ignored })
+    let files = files.iter().map(|file| file.path().to_owned()).collect();
+    Ok(Imported { model, table, weights, missing, ignored, files })
 }
 
 /// config.json and the open files of a model folder, or what to do instead.

@@ -66,7 +66,7 @@ pub(super) fn tensorflow(name: &str) -> Role {
     let below_parameter = name.rsplit_once('/').is_some_and(|(of, _)| tensorflow_parameter(of).is_some());
     if below_parameter || COUNTERS.contains(&name) {
         Role::State
-    } else if name.starts_with("bert/encoder/layer_") {
+    } else if name.starts_with("bert/encoder/") || name.starts_with("bert/embeddings/") {
         Role::Foreign
     } else {
         Role::Unknown
