@@ -408,14 +408,14 @@ pub struct DoctorArgs {
 
 /// Turns a TensorFlow checkpoint of a BERT into a Hugging Face folder
 ///
-/// Reads PREFIX.index and PREFIX.data-… of TensorFlow 1, as the start checkpoint of MLPerf, and leaves out the
-/// optimizer's variables.
+/// Reads PREFIX.index and PREFIX.data-… of TensorFlow 1, as the start checkpoint of MLPerf, or the encoder of the official
+/// BERT in TensorFlow 2, and leaves out the optimizer's variables.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
   launcher import tf-checkpoint model.ckpt-28252 --config bert_config.json --vocab vocab.txt --out start")]
 pub struct TfCheckpointArgs {
-    /// The part of the files' names before .index
+    /// The part of the files' names before .index, or the folder of one checkpoint
     #[arg(value_name = "PREFIX")]
     pub path: PathBuf,
     /// Where the model goes and what the checkpoint does not say.
@@ -428,20 +428,20 @@ pub struct TfCheckpointArgs {
 
 /// Turns a PyTorch file of a BERT into a Hugging Face folder
 ///
-/// Reads what torch.save wrote, .bin or .pt, in both layouts, without running anything of it. The weights may lie under
-/// `model` or `state_dict` and have Hugging Face's or NVIDIA's names.
+/// Reads what torch.save wrote, .bin or .pt, in both layouts, without running anything of it, and safetensors. The weights
+/// may lie under `model` or `state_dict`, have Hugging Face's or NVIDIA's names, and be spread over several files.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
   launcher import pytorch pytorch_model.bin --config config.json --vocab vocab.txt --out start")]
 pub struct PytorchArgs {
-    /// A file that torch.save wrote
+    /// A file of weights, the index of several, or the folder of one model
     #[arg(value_name = "FILE")]
     pub path: PathBuf,
     /// Where the model goes and what the file does not say.
     #[command(flatten)]
     pub model: ImportModelArgs,
-    /// The activation [default: what --config says, or erf]
+    /// The activation [default: what the configuration says, or erf]
     #[arg(long, value_enum)]
     pub gelu: Option<GeluForm>,
 }
@@ -452,12 +452,25 @@ pub struct ImportModelArgs {
     /// Folder of the model
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// The model's config.json or bert_config.json [default: none, sizes are those of the tensors, heads have 64]
+    /// The model's config.json or bert_config.json [default: the one beside the checkpoint; without, sizes are those of the
+    /// tensors, and heads are taken to have 64]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The model's vocabulary; rows of zeros behind it are cut off [default: none, the folder has none]
+    /// The model's vocabulary [default: vocab.txt beside the checkpoint; without, the folder has none]
     #[arg(long, value_name = "FILE")]
     pub vocab: Option<PathBuf>,
+    /// What becomes of the rows of padding behind the vocabulary's tokens
+    #[arg(long, value_enum, default_value = "cut")]
+    pub vocab_rows: VocabRows,
+}
+
+/// A value of `--vocab-rows`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum VocabRows {
+    /// They are left out.
+    Cut,
+    /// They stay, and the model has as many tokens as rows.
+    Keep,
 }
 
 /// A value of `--gelu`.

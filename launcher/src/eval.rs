@@ -6,6 +6,7 @@ use crate::model::{Model, VOCAB};
 use crate::progress::Bar;
 use crate::{exit, format};
 use anyhow::bail;
+use engine::checkpoint::hf;
 use engine::config::Precision;
 use engine::data::loader::eval_batches;
 use engine::data::shards::{Dataset, SplitName};
@@ -119,8 +120,8 @@ impl Work for Evaluation<'_> {
 fn check(model: &Model, data: &Dataset) -> anyhow::Result<()> {
     let (dir, folder) = (data.dir().display(), model.dir.display());
     let (theirs, ours) = (data.vocab_size(), model.config.vocab_size);
-    // a model's table may be padded, but then its own vocabulary says so
-    if theirs > ours || theirs < ours && !model.dir.join(VOCAB).is_file() {
+    // a model's table may be padded: its own vocabulary says so, or the number of its rows
+    if theirs > ours || theirs < ours && !model.dir.join(VOCAB).is_file() && !hf::is_padded(theirs, ours) {
         bail!(
             "{dir}: prepared with a vocabulary of {theirs} tokens, {folder} has {ours}; prepare it with the model's"
         );

@@ -52,6 +52,9 @@ fn print(
         let layouts = source.layouts.iter().map(|(layout, files)| format!("{layout}: {files}"));
         writeln!(out, "{} files by layout: {}", source.format, layouts.collect::<Vec<_>>().join(", "))?;
     }
+    if !manifest.options.nsp {
+        writeln!(out, "the sequences have no next-sentence labels: they train the masked-token head only")?;
+    }
     for skipped in &imported.skipped {
         writeln!(
             out,

@@ -10,6 +10,7 @@
 
 pub mod hf;
 pub mod import;
+mod shards;
 pub(crate) mod staging;
 mod tensor_file;
 mod train_state;

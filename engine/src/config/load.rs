@@ -121,7 +121,7 @@ impl Keys {
 }
 
 /// Where a setting came from.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 enum Origin {
     File { path: PathBuf, line: usize },
     Override,
@@ -133,6 +133,48 @@ impl Origin {
         match self {
             Self::File { path, line } => Error::file(path, format!("line {line}: {key}: {what}")),
             Self::Override => Error::config(key, what),
+        }
+    }
+}
+
+/// Which keys a file or an override gave, so that what was asked for can be told from a default. `model.preset` gives
+/// [`Preset::SIZES`]. It is no setting: configurations that differ in nothing else are equal.
+#[derive(Debug, Clone, Default)]
+pub struct Given(BTreeMap<String, (String, Origin)>);
+
+impl PartialEq for Given {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Given {
+    fn of(settings: &Settings) -> Self {
+        let mut given = BTreeMap::new();
+        for setting in settings.0.values().filter(|setting| setting.value.is_some()) {
+            let source = (setting.key.clone(), setting.origin.clone());
+            if setting.key == PRESET {
+                for name in Preset::SIZES {
+                    given.entry(format!("model.{name}")).or_insert(source.clone());
+                }
+            } else {
+                given.insert(setting.key.clone(), source);
+            }
+        }
+        Self(given)
+    }
+
+    /// Whether the key was given.
+    pub fn has(&self, key: &str) -> bool {
+        self.0.contains_key(key)
+    }
+
+    /// An error about the value of a key, at the place that gave it. `what` begins with the value.
+    pub(crate) fn error(&self, key: &str, what: String) -> Error {
+        match self.0.get(key) {
+            Some((source, origin)) if source != key => origin.error(source, format!("gives {key} = {what}")),
+            Some((_, origin)) => origin.error(key, what),
+            None => Error::config(key, what),
         }
     }
 }
@@ -166,6 +208,7 @@ impl Settings {
     }
 
     fn resolve(self) -> Result<Config> {
+        let given = Given::of(&self);
         let mut config = Config::default();
         if let Some(Setting { value: Some(preset), origin, .. }) = self.0.get(PRESET) {
             let preset = read_preset(preset).map_err(|what| origin.error(PRESET, what))?;
@@ -181,8 +224,9 @@ impl Settings {
             set(&mut table, &setting.key, setting.value.clone());
         }
         // each value was checked when it was read
-        let config: Config =
+        let mut config: Config =
             table.try_into().map_err(|e| Error::config("config", one_line(&e.to_string())))?;
+        config.given = given;
         config.validate().map_err(|e| self.locate(e))?;
         Ok(config)
     }

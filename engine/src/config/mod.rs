@@ -6,6 +6,8 @@ mod load;
 mod tests;
 mod validate;
 
+pub use load::Given;
+
 use kernels::backend::Gelu;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -26,6 +28,9 @@ pub struct Config {
     pub schedule: ScheduleConfig,
     /// Several processes.
     pub ranks: RanksConfig,
+    /// Which of the keys above were given; no key itself.
+    #[serde(skip)]
+    pub given: Given,
 }
 
 /// Published sizes: tiny 2x128, mini 4x256, small 4x512, medium 8x512 (Turc et al., 2019), base 12x768,
@@ -71,8 +76,34 @@ pub struct ModelConfig {
     pub layer_norm_eps: f64,
     /// Standard deviation of the initial weights.
     pub initializer_range: f64,
-    /// Start from this Hugging Face folder or checkpoint instead of random weights.
+    /// Start from this Hugging Face folder or checkpoint instead of random weights. The sizes are the model's; those given
+    /// must agree with them, except for fewer `max_positions`, which keep the first position embeddings.
     pub init_from: Option<PathBuf>,
+    /// With `init_from`: lets the vocabulary have more tokens than the model's, behind them, and says how their rows start.
+    pub resize_vocab: Option<NewRows>,
+    /// With `init_from`: lets `max_positions` be more than the model's, and says how the new position embeddings start.
+    pub extend_positions: Option<Extension>,
+}
+
+/// How the word embeddings and MLM biases of new tokens start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NewRows {
+    /// Each as the mean of the model's rows, so that a new token is as likely as an average one (Hewitt, 2021,
+    /// "Initializing New Word Embeddings for Pretrained Language Models").
+    Mean,
+    /// Drawn as for a new model, with `initializer_range` and `train.seed`; biases 0.
+    Random,
+}
+
+/// How position embeddings start that the model does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Extension {
+    /// The model's own, repeated from the first as often as needed (Beltagy et al., 2020, "Longformer", section 5).
+    Tile,
+    /// Drawn as for a new model, with `initializer_range` and `train.seed`.
+    Random,
 }
 
 /// Where the data lies. If `dir` holds no manifest and `prepare.input` is given, the data is prepared there first.
@@ -373,6 +404,9 @@ mod gelu_name {
 }
 
 impl Preset {
+    /// Keys of the model that a preset gives.
+    pub const SIZES: [&str; 4] = ["layers", "hidden", "heads", "intermediate"];
+
     /// The preset's model; the vocabulary's size is left open.
     pub fn model(self) -> ModelConfig {
         let (layers, hidden) = match self {
@@ -397,6 +431,8 @@ impl Preset {
             layer_norm_eps: 1e-12,
             initializer_range: 0.02,
             init_from: None,
+            resize_vocab: None,
+            extend_positions: None,
         }
     }
 }

@@ -128,6 +128,17 @@ impl ModelConfig {
         share("model.attention_dropout", self.attention_dropout)?;
         positive("model.layer_norm_eps", self.layer_norm_eps)?;
         positive("model.initializer_range", self.initializer_range)?;
+        for (key, given) in [
+            ("model.resize_vocab", self.resize_vocab.is_some()),
+            ("model.extend_positions", self.extend_positions.is_some()),
+        ] {
+            if given && self.init_from.is_none() {
+                return wrong(
+                    key,
+                    "changes a model that is there; name it with model.init_from, or leave it out",
+                );
+            }
+        }
         self.init_from.as_deref().map_or(Ok(()), |path| path_ok("model.init_from", path))
     }
 

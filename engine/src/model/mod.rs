@@ -4,6 +4,7 @@ mod embeddings;
 mod heads;
 pub mod init;
 mod layer;
+pub(crate) mod resize;
 mod sums;
 
 pub(crate) use sums::SUMS;

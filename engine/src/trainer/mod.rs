@@ -6,6 +6,7 @@ mod evaluation;
 mod places;
 mod run;
 mod setup;
+mod start;
 mod step;
 #[cfg(test)]
 mod tests;

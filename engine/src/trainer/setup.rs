@@ -4,13 +4,13 @@ use super::artifacts::{log_settings, start_clock};
 use super::data::Data;
 use super::evaluation::EVAL_BATCH;
 use super::places;
+use super::start::resolve_model;
 use super::warm_up::warm_up;
 use super::{Observer, Options};
 use crate::checkpoint::{self, TrainState, hf};
 use crate::config::{Config, ModelConfig};
 use crate::data::prepare;
-use crate::data::shards::{Dataset, MANIFEST, Manifest, VOCAB, Verification};
-use crate::data::vocab::Vocab;
+use crate::data::shards::{Dataset, MANIFEST, Manifest, Verification};
 use crate::dist::Group;
 use crate::error::During;
 use crate::lock::FolderLock;
@@ -346,101 +346,14 @@ fn prepare_data(config: &Config, observer: &mut dyn Observer) -> Result<()> {
     Ok(())
 }
 
-/// Fills in the model's vocabulary and, with `init_from`, its sizes and starting weights. A run to go on with has them
-/// already.
-fn resolve_model(
-    config: &mut Config,
-    manifest: &Manifest,
-    resume: bool,
-    observer: &mut dyn Observer,
-) -> Result<Option<Vec<f32>>> {
-    let vocab = manifest.vocab_size;
-    let begun = if resume { begun_from(&config.train.run, config.model.init_from.as_deref())? } else { None };
-    let model = &mut config.model;
-    let mut start = None;
-    if let Some(begun) = begun {
-        let (hidden, attention) = (model.hidden_dropout, model.attention_dropout);
-        *model = ModelConfig { hidden_dropout: hidden, attention_dropout: attention, ..begun };
-    } else if let Some(dir) = model.init_from.clone() {
-        let mut imported = hf::import(&dir)?;
-        imported.check_finite(&dir)?;
-        for name in &imported.missing {
-            observer.message(&format!("{}: no tensor `{name}`: it starts anew", dir.display()));
-        }
-        let (hidden, attention) = (model.hidden_dropout, model.attention_dropout);
-        *model = imported.model;
-        (model.hidden_dropout, model.attention_dropout, model.init_from) = (hidden, attention, Some(dir));
-        let missing = |name: &str| imported.missing.iter().any(|m| m == name);
-        let (table, seed) = (&imported.table, config.train.seed);
-        init::tensors(&mut imported.weights, table, missing, model.initializer_range, seed);
-        start = Some(imported.weights);
-    }
-    if model.vocab_size == 0 {
-        model.vocab_size = vocab;
-    }
-    if model.vocab_size != vocab {
-        return Err(Error::config(
-            "model.vocab_size",
-            format!(
-                "{} differs from the data's vocabulary of {vocab} tokens; leave it out to take the data's, or \
-                 prepare the data with the model's vocabulary",
-                model.vocab_size
-            ),
-        ));
-    }
-    if manifest.options.nsp && model.type_vocab < 2 {
-        return Err(Error::config(
-            "model.type_vocab",
-            format!(
-                "{}, but the data's sequences have two segments; raise it to 2, or prepare with --no-nsp",
-                model.type_vocab
-            ),
-        ));
-    }
-    if let Some(dir) = &model.init_from {
-        same_vocabulary(&dir.join(VOCAB), manifest)?;
-    }
-    let longest = manifest.train.longest.max(manifest.eval.longest);
-    if longest > model.max_positions {
-        return Err(Error::config(
-            "model.max_positions",
-            format!(
-                "{} is less than the data's sequences of up to {longest} tokens; prepare with --max-seq-length {} \
-                 or raise it",
-                model.max_positions, model.max_positions
-            ),
-        ));
-    }
-    config.validate()?;
-    Ok(start)
-}
-
 /// The sizes of the model that a run began with, if it has checkpoints and began from this folder.
-fn begun_from(run: &Path, init_from: Option<&Path>) -> Result<Option<ModelConfig>> {
+pub(super) fn begun_from(run: &Path, init_from: Option<&Path>) -> Result<Option<ModelConfig>> {
     let file = run.join(CONFIG_FILE);
     if init_from.is_none() || !file.exists() || !checkpoint::holds_any(run)? {
         return Ok(None);
     }
     let model = own_config(&file)?.model;
     Ok(Some(model).filter(|model| model.init_from.as_deref() == init_from))
-}
-
-/// Refuses to start from a model whose vocabulary, where one lies beside it, is not the data's.
-fn same_vocabulary(file: &Path, manifest: &Manifest) -> Result<()> {
-    if !file.is_file() {
-        return Ok(());
-    }
-    let (theirs, ours) = (Vocab::load(file)?, &manifest.vocab_sha256);
-    if theirs.sha256() == ours {
-        return Ok(());
-    }
-    let theirs = theirs.sha256();
-    Err(Error::file(
-        file,
-        format!(
-            "is not the data's vocabulary: sha256 {theirs}, the data's {ours}; prepare the data with this one"
-        ),
-    ))
 }
 
 fn is_used(run: &Path) -> Result<bool> {

@@ -75,8 +75,14 @@ fn model_folder(path: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
             writeln!(out, "{what}: {}", names.join(", "))?;
         }
     }
-    writeln!(out)?;
-    tensors::print_table(&path.join(WEIGHTS), out)
+    for file in &imported.files {
+        writeln!(out)?;
+        if imported.files.len() > 1 {
+            writeln!(out, "{}", file.display())?;
+        }
+        tensors::print_table(file, out)?;
+    }
+    Ok(())
 }
 
 fn checkpoint(path: &Path, out: &mut dyn Write) -> anyhow::Result<()> {

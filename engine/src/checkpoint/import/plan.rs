@@ -1,7 +1,7 @@
 //! From a foreign checkpoint's tensors to a model's table: what is there, what is missing, and the reading.
 
 use super::names::{MLM_BIAS, Role, WORD};
-use super::sizes::{Found, Given, configure, cut_vocabulary};
+use super::sizes::{Found, Given, Padding, configure, fit_vocabulary};
 use super::source::{Dtype, Source, Stored};
 use crate::checkpoint::hf::config::Parsed;
 use crate::config::ModelConfig;
@@ -29,8 +29,8 @@ pub(super) struct Plan {
     pub(super) ignored: Vec<String>,
     /// How many tensors are an optimizer's or a training loop's.
     pub(super) state: usize,
-    /// Rows of zeros behind the vocabulary that are left out.
-    pub(super) cut_rows: usize,
+    /// Rows behind the vocabulary.
+    pub(super) padding: Option<Padding>,
 }
 
 /// Refuses elements that are no floats.
@@ -87,7 +87,7 @@ impl Plan {
         let found = Found::new(source, role)?;
         let sizes = found.sizes(source)?;
         let mut model = configure(source, &sizes, given)?;
-        cut_vocabulary(source, &found, &sizes, given, &mut model)?;
+        let padding = fit_vocabulary(source, &found, &sizes, given, &mut model)?;
         let parsed = Parsed(model);
         let (elements, bytes) = (parsed.encoder_elements(), source.data_bytes());
         if elements * 2 > u128::from(bytes) {
@@ -127,9 +127,8 @@ impl Plan {
                 format!("{first} is missing ({count} in all); choose a file that holds a whole BERT encoder"),
             ));
         }
-        let cut_rows = sizes.rows - model.vocab_size;
         let (ignored, state) = (found.ignored, found.state);
-        Ok(Self { model, table, placements, tied, missing, ignored, state, cut_rows })
+        Ok(Self { model, table, placements, tied, missing, ignored, state, padding })
     }
 
     /// Tensors of the file that become the model's.

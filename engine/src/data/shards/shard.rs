@@ -360,7 +360,8 @@ fn check_sequence(sequence: &SequenceRef<'_>) -> std::result::Result<(), String>
     let fits = match sequence.nsp {
         Some(label) if label > 1 => return Err(format!("next-sentence label {label}, expected 0 or 1")),
         Some(_) => (2..length).contains(&b),
-        None => b == length,
+        // imported pairs may come without labels
+        None => (2..=length).contains(&b),
     };
     if !fits {
         return Err(format!("segment B starts at {b} of {length} tokens"));

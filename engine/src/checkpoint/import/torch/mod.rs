@@ -60,7 +60,7 @@ impl TorchFile {
         let mut file = File::open(path).during("cannot open", path)?;
         let metadata = file.metadata().during("cannot read", path)?;
         if metadata.is_dir() {
-            return Err(Error::file(path, "is a folder; name the .bin or .pt file in it"));
+            return Err(Error::file(path, "is a folder, not a file of weights; name one"));
         }
         let bytes = metadata.len();
         let mut start = [0; 4];
