@@ -149,8 +149,9 @@ fn join(found: &Found, wanted: Wanted, config: &Config) -> anyhow::Result<Option
     let limits = Limits { start, hang: Duration::from_secs(config.ranks.hang_seconds) };
     let control = Control::start(place, &mut meeting, limits, Box::new(Ending))
         .context("cannot watch the other processes")?;
-    let interrupted = control.clone();
+    let (interrupted, asked) = (control.clone(), control.clone());
     signals::before_end(move |signal| interrupted.interrupt(signal));
+    signals::when_asked(move |signal| asked.ask_to_stop(signal));
     signals::watch(place.rank == 0)?;
     let _ = met.set(control.clone());
     let transport = match mpi {

@@ -294,6 +294,7 @@ impl TrainConfig {
         }
         within("train.log_every", self.log_every, 1..=u64::MAX)?;
         within("train.keep_checkpoints", self.keep_checkpoints, 1..=usize::MAX)?;
+        within("train.nonfinite_limit", self.nonfinite_limit, 1..=u64::MAX)?;
         within("train.threads", self.threads, 0..=MAX_THREADS)?;
         match self.target_accuracy {
             Some(a) if !(a > 0.0 && a <= 1.0) => {

@@ -3,6 +3,7 @@
 mod artifacts;
 mod data;
 mod evaluation;
+mod resume;
 mod run;
 mod setup;
 mod step;
