@@ -7,7 +7,7 @@ use crate::files::{WRITTEN_BY_HAND, read_up_to};
 use crate::model::{Bert, Gradients, LossScale, SUMS};
 use crate::optim::{Optimizer, UpdateOutcome};
 use crate::plan::Lengths;
-use crate::step::{self, OwnWork, Reduction, Step};
+use crate::step::{self, OwnWork, Reduction, Step, Stop};
 use crate::{Error, Result};
 use kernels::backend::{Backend, LinearForward, LinearSize};
 use kernels::collective::Travel;
@@ -213,7 +213,9 @@ impl<'g, B: Backend<Acc = f32>> Bench<'g, B> {
         *step += 1;
         let micro = std::slice::from_ref(&*batch);
         let step = Step { micro, scale: *scale, key: step_key(1, *step), lr: LR };
-        step::queue(step::Parts { group, bert, grads, optimizer }, reduction, &step)
+        let queued =
+            step::queue(step::Parts { group, bert, grads, optimizer }, reduction, &step, &Stop::never())?;
+        queued.ok_or(Error::Stopped)
     }
 
     /// Seconds of each of `steps` steps, or of as many as `seconds` take, back to back: from one step's end to the next one's.

@@ -35,6 +35,9 @@ pub enum Error {
     /// An op failed.
     #[error(transparent)]
     Op(#[from] kernels::Error),
+    /// A pass was given up between two layers, as whoever asked for it wanted. The trainer answers it with a checkpoint.
+    #[error("given up because a signal came; nothing was changed")]
+    Stopped,
     /// Training cannot go on (non-finite loss, for example).
     #[error("{0}")]
     Training(String),

@@ -2,7 +2,7 @@
 
 use crate::args::{DataSplit, DevicePrecision, EvalArgs};
 use crate::device::{self, Work};
-use crate::model::{Model, VOCAB};
+use crate::model::{Model, VOCAB, useless};
 use crate::progress::Bar;
 use crate::{exit, format};
 use anyhow::bail;
@@ -43,6 +43,9 @@ pub fn run(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     let evaluation = Evaluation { args, model: &model, data: &data };
     let Evaluated { sums, sequences, tokens } = device::run_on(args.device.wanted(), precision, evaluation)?;
 
+    if !sums.loss().is_finite() {
+        bail!(useless(&model, "the loss"));
+    }
     writeln!(out, "model         {}: {}", model.dir.display(), model.describe())?;
     let (shown, tokens, masked) =
         (format::count(sequences), format::count(tokens), format::count(sums.mlm_count as u64));

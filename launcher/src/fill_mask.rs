@@ -3,7 +3,7 @@
 use crate::args::FillMaskArgs;
 use crate::device::{self, Work};
 use crate::exit;
-use crate::model::Model;
+use crate::model::{Model, useless};
 use anyhow::bail;
 use engine::config::{Device, Precision};
 use engine::data::tokenize::Tokenizer;
@@ -29,6 +29,9 @@ pub fn run(args: &FillMaskArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     let batch = Batch::pack(std::slice::from_ref(&sequence), 0, model.config.max_positions as u32);
     let prediction = Prediction { model: &model, batch: &batch };
     let logits = device::run_on(args.device.wanted(), Precision::Auto, prediction)?;
+    if logits.iter().any(|logit| !logit.is_finite()) {
+        bail!(useless(&model, "what it answers at [MASK]"));
+    }
 
     let masks = sequence.mlm_positions.len();
     for (number, (logits, &at)) in

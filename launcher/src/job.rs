@@ -163,8 +163,9 @@ fn join(found: &Found, wanted: Wanted, config: &Config) -> anyhow::Result<Option
     let limits = Limits { start, hang: Duration::from_secs(config.ranks.hang_seconds) };
     let control = Control::start(place, &mut meeting, limits, Box::new(Ending))
         .map_err(|e| anyhow!(limits::refused("the threads that watch the other processes", &e)))?;
-    let interrupted = control.clone();
+    let (interrupted, asked) = (control.clone(), control.clone());
     signals::before_end(move |signal| interrupted.interrupt(signal));
+    signals::when_asked(move |signal| asked.ask_to_stop(signal));
     signals::watch(place.rank == 0)?;
     let _ = met.set(control.clone());
     let transport = match mpi {

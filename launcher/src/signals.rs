@@ -1,5 +1,5 @@
-//! SIGINT, SIGTERM, SIGHUP and SIGUSR1: while a run trains, the first one asks it to end with a checkpoint, the second ends
-//! the process; at any other time the first one ends it.
+//! SIGINT, SIGTERM, SIGHUP and SIGUSR1: while a run trains, the first one asks it to end with a checkpoint of the last whole
+//! step, the second ends the process; at any other time the first one ends it.
 
 use crate::exit;
 use kernels::limits;
@@ -19,6 +19,15 @@ static TRAINING: AtomicBool = AtomicBool::new(false);
 
 /// See [`before_end`].
 static BEFORE_END: OnceLock<Box<dyn Fn(i32) + Send + Sync>> = OnceLock::new();
+
+/// See [`when_asked`].
+static WHEN_ASKED: OnceLock<Box<dyn Fn(i32) + Send + Sync>> = OnceLock::new();
+
+/// Has `f` called with the number of the signal that asks training to end, as soon as it comes. The first one that is given
+/// stays.
+pub fn when_asked(f: impl Fn(i32) + Send + Sync + 'static) {
+    let _ = WHEN_ASKED.set(Box::new(f));
+}
 
 /// Has `f` called with the number of the signal that ends this process at once, just before. The first one that is given
 /// stays.
@@ -42,11 +51,16 @@ pub fn watch(speaks: bool) -> anyhow::Result<()> {
                 }
                 std::process::exit(exit::by_signal(number).into());
             }
+            if let Some(f) = WHEN_ASKED.get() {
+                f(number);
+            }
             if !speaks {
                 continue;
             }
             let name = signal_hook::low_level::signal_name(number).unwrap_or("signal");
-            exit::say(&format!("{name}: ending after this step with a checkpoint; again to end at once"));
+            exit::say(&format!(
+                "{name}: ending with a checkpoint of the last whole step; again to end at once"
+            ));
         }
     })
 }

@@ -110,7 +110,7 @@ pub fn read_state(path: &Path) -> Result<TrainState> {
 /// Reads and verifies one checkpoint of a model.
 ///
 /// # Errors
-/// Names the file and what is wrong with it: missing, cut short, changed, or of another model.
+/// Names the file and what is wrong with it: missing, cut short, changed, of another model, or not finite.
 pub fn load(path: &Path, model: &ModelConfig, table: &TensorTable) -> Result<Checkpoint> {
     let manifest = Manifest::read(path)?;
     let promised = |name: &str| {
@@ -129,6 +129,13 @@ pub fn load(path: &Path, model: &ModelConfig, table: &TensorTable) -> Result<Che
     read_tables(&path.join(MODEL), promised(MODEL)?, table, &mut [("", &mut weights)])?;
     let mut moments = [(FIRST_MOMENT, m.as_mut_slice()), (SECOND_MOMENT, v.as_mut_slice())];
     read_tables(&path.join(OPTIMIZER), promised(OPTIMIZER)?, table, &mut moments)?;
+    for (file, numbers) in [(MODEL, &weights), (OPTIMIZER, &m), (OPTIMIZER, &v)] {
+        let broken = |t: &&Tensor| numbers[t.range()].iter().any(|x| !x.is_finite());
+        if let Some(tensor) = table.tensors.iter().find(broken) {
+            let what = format!("holds a value of {} that is not finite; use another checkpoint", tensor.name);
+            return Err(Error::file(path.join(file), what));
+        }
+    }
     Ok(Checkpoint { path: path.to_owned(), state: manifest.state, weights, m, v })
 }
 

@@ -1,5 +1,5 @@
-//! The part of a configuration that defines the weights a run ends with, for telling whether a run folder belongs
-//! to another configuration.
+//! The part of a configuration that defines the weights a run ends with, for telling whether processes, or a checkpoint and
+//! a run folder, have the same.
 
 use super::Config;
 use sha2::{Digest, Sha256};
@@ -29,13 +29,6 @@ impl Config {
             .map(|((key, value), _)| format!("{key} = {value}\n"))
             .collect();
         Sha256::digest(lines.concat()).iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
-    /// The first key that defines the result and differs, with this value and the other's.
-    pub fn difference(&self, other: &Self) -> Option<(String, String, String)> {
-        let mut pairs = self.defining().into_iter().zip(other.defining());
-        let ((key, a), (_, b)) = pairs.find(|(a, b)| a.1 != b.1)?;
-        Some((key, a, b))
     }
 
     /// Defining keys and their values as JSON, always all and in the same order.

@@ -220,6 +220,10 @@ pub struct TrainConfig {
     pub keep_checkpoints: usize,
     /// What a non-finite loss or gradient does.
     pub on_nonfinite: OnNonFinite,
+    /// With `on_nonfinite = "skip"`: the run ends after so many skipped steps in a row. A skipped step leaves the weights as
+    /// they are, so the next ones differ in text and dropout only: what fails on 20 batches in a row fails because of the
+    /// weights, and skipping cannot mend them.
+    pub nonfinite_limit: u64,
     /// CPU threads; 0 for all cores.
     pub threads: usize,
     /// Activations that are computed twice instead of kept: those of `none`, or of each `layer`. The results are the same
@@ -505,6 +509,7 @@ impl Default for TrainConfig {
             checkpoint_every: 500,
             keep_checkpoints: 2,
             on_nonfinite: OnNonFinite::Stop,
+            nonfinite_limit: 20,
             threads: 0,
             recompute: Recompute::None,
             fill_mask: Vec::new(),

@@ -305,6 +305,7 @@ impl TrainConfig {
         }
         within("train.log_every", self.log_every, 1..=u64::MAX)?;
         within("train.keep_checkpoints", self.keep_checkpoints, 1..=usize::MAX)?;
+        within("train.nonfinite_limit", self.nonfinite_limit, 1..=u64::MAX)?;
         within("train.threads", self.threads, 0..=MAX_THREADS)?;
         if let Some(text) = self.fill_mask.iter().find(|text| !text.contains("[MASK]")) {
             return wrong("train.fill_mask", format!("\"{text}\" holds no [MASK] for the model to answer"));

@@ -4,6 +4,7 @@ mod artifacts;
 mod data;
 mod evaluation;
 mod places;
+mod resume;
 mod run;
 mod setup;
 mod start;

@@ -4,6 +4,7 @@ use super::artifacts::{log_settings, start_clock};
 use super::data::Data;
 use super::evaluation::EVAL_BATCH;
 use super::places;
+use super::resume::{Changes, history};
 use super::start::resolve_model;
 use super::warm_up::warm_up;
 use super::{Observer, Options};
@@ -121,10 +122,13 @@ pub fn prepare<B: Backend<Acc = f32>>(
     let mut optimizer = Optimizer::divided(bert.backend(), table, optimizer, &division, rank)?;
     let (mut claim, mut begin) = (None, None);
     let (state, resumed) = group.first(|| {
-        let lock = claim_run_folder(&config, options.resume)?;
+        let (lock, changes) = claim_run_folder(&config, options.resume)?;
+        let start = resolved.start.take();
+        let found = beginning(&config, &manifest, &bert, start, changes.as_ref(), options, observer)?;
+        // From here on the folder is this configuration's: nothing refuses it any more.
+        write_config(&config, changes.as_ref(), &found.state)?;
         let mllog = open_log(&config, &manifest, options, &resolved, &bert.backend().describe())?;
         claim = Some((lock, mllog));
-        let found = beginning(&config, &manifest, &bert, resolved.start.take(), options, observer)?;
         let (state, resumed) = (found.state.clone(), found.moments.is_some());
         begin = Some(found);
         Ok((state, resumed))
@@ -241,6 +245,7 @@ fn beginning<B: Backend<Acc = f32>>(
     manifest: &Manifest,
     bert: &Bert<B>,
     start: Option<Vec<f32>>,
+    changes: Option<&Changes>,
     options: &Options<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Beginning> {
@@ -259,7 +264,9 @@ fn beginning<B: Backend<Acc = f32>>(
         let seed = config.train.seed;
         let drawn = || init::weights(bert.table(), config.model.initializer_range, seed);
         let weights = start.map_or_else(drawn, Ok)?;
-        let state = TrainState { seed, config_hash, data_hash, ..TrainState::default() };
+        let optimizer = Some(config.optimizer.kind);
+        let state = TrainState { seed, optimizer, config_hash, data_hash, ..TrainState::default() };
+        tell(changes, &state, config, observer);
         return Ok(Beginning { state, weights, moments: None });
     };
     if found.state.data_hash != data_hash {
@@ -271,15 +278,27 @@ fn beginning<B: Backend<Acc = f32>>(
             ),
         ));
     }
-    if found.state.config_hash != config_hash {
+    let optimizer = config.optimizer.kind;
+    if found.state.seed != config.train.seed || found.state.optimizer.is_some_and(|kind| kind != optimizer) {
         return Err(Error::file(
             &found.path,
-            format!("is a checkpoint of another configuration than {CONFIG_FILE}; {SAME_RUN}"),
+            format!("is a checkpoint of another seed or optimizer than {CONFIG_FILE}; {SAME_RUN}"),
         ));
     }
+    if let Some(changes) = changes {
+        changes.fit(&found.state, config)?;
+    }
     observer.message(&format!("resumed from {}", found.path.display()));
-    let (state, weights, moments) = (found.state, found.weights, Some([found.m, found.v]));
+    tell(changes, &found.state, config, observer);
+    let state = TrainState { config_hash, optimizer: Some(optimizer), ..found.state };
+    let (weights, moments) = (found.weights, Some([found.m, found.v]));
     Ok(Beginning { state, weights, moments })
+}
+
+/// Says what is otherwise than it was when the run went on.
+fn tell(changes: Option<&Changes>, state: &TrainState, config: &Config, observer: &mut dyn Observer) {
+    let lines = changes.map(|changes| changes.lines(state, config)).unwrap_or_default();
+    lines.iter().for_each(|line| observer.message(line));
 }
 
 /// Refuses data that leaves nothing to train on, or nothing to reach the target on.
@@ -371,8 +390,9 @@ fn refuse_used(run: &Path, resume: bool) -> Result<()> {
     ))
 }
 
-/// Makes the run folder, or refuses one that holds another run or in which another process trains.
-fn claim_run_folder(config: &Config, resume: bool) -> Result<FolderLock> {
+/// Makes the run folder, or refuses one that holds another run or in which another process trains. Of a run that goes on,
+/// what has changed.
+fn claim_run_folder(config: &Config, resume: bool) -> Result<(FolderLock, Option<Changes>)> {
     let run = &config.train.run;
     fs::create_dir_all(run).during("cannot create the run folder", run)?;
     let Some(lock) = FolderLock::take_soon(run).during("cannot open the run folder", run)? else {
@@ -385,28 +405,20 @@ fn claim_run_folder(config: &Config, resume: bool) -> Result<FolderLock> {
     // Again, now that nobody else works here.
     places::check(config)?;
     hf::replaceable(&run.join("model"))?;
-    let file = run.join(CONFIG_FILE);
-    let used = is_used(run)?;
-    if used {
-        same_run(run, &file, config)?;
-    }
-    write_config(&file, config, used)?;
-    Ok(lock)
+    let changes = if is_used(run)? { same_run(run, config)? } else { None };
+    Ok((lock, changes))
 }
 
-/// Refuses to go on with the run of another configuration. Without its config.toml the checkpoints tell.
-fn same_run(run: &Path, file: &Path, config: &Config) -> Result<()> {
+/// What has changed since the run was begun or last went on. Without its config.toml only the newest checkpoint can tell, and
+/// only that something has.
+fn same_run(run: &Path, config: &Config) -> Result<Option<Changes>> {
+    let file = run.join(CONFIG_FILE);
     if file.exists() {
-        return match own_config(file)?.difference(config) {
-            None => Ok(()),
-            Some((key, was, is)) => {
-                Err(Error::file(run, format!("belongs to a run with {key} = {was}, now {is}; {SAME_RUN}")))
-            }
-        };
+        return Changes::between(own_config(&file)?, config, SAME_RUN).map(Some);
     }
     let states = checkpoint::list(run)?.into_iter().rev().map(|(_, path)| checkpoint::read_state(&path));
-    match states.flatten().find(|state| state.config_hash != config.hash()) {
-        None => Ok(()),
+    match states.flatten().next().filter(|state| state.config_hash != config.hash()) {
+        None => Ok(None),
         Some(state) => Err(Error::file(
             file,
             format!(
@@ -427,19 +439,23 @@ fn own_config(file: &Path) -> Result<Config> {
     })
 }
 
-/// Writes the resolved configuration. A file there that no run wrote and that says something else may be a user's: it is
-/// kept under another name.
-fn write_config(file: &Path, config: &Config, own: bool) -> Result<()> {
-    let text = config.to_toml()?;
-    match fs::read(file) {
+/// Writes the resolved configuration, behind what was changed when the run went on. A file there that no run wrote and that
+/// says something else may be a user's: it is kept under another name.
+fn write_config(config: &Config, changes: Option<&Changes>, state: &TrainState) -> Result<()> {
+    let run = &config.train.run;
+    let (file, own) = (run.join(CONFIG_FILE), is_used(run)?);
+    let before = if own { history(run) } else { String::new() };
+    let text =
+        before + &changes.map(|changes| changes.history(state)).unwrap_or_default() + &config.to_toml()?;
+    match fs::read(&file) {
         Ok(there) if there == text.as_bytes() => return Ok(()),
         Ok(_) if own => {}
         Ok(_) => {
-            let kept = places::free(file, "before.toml");
-            fs::rename(file, &kept).during("cannot rename", file)?;
+            let kept = places::free(&file, "before.toml");
+            fs::rename(&file, &kept).during("cannot rename", &file)?;
         }
         Err(e) if e.kind() == ErrorKind::NotFound => {}
-        Err(e) => return Err(e).during("cannot read", file),
+        Err(e) => return Err(e).during("cannot read", &file),
     }
-    checkpoint::staging::replace_file(file, text.as_bytes())
+    checkpoint::staging::replace_file(&file, text.as_bytes())
 }
