@@ -106,8 +106,8 @@ impl PlaceArgs {
 
 /// Turns text into shards of token sequences
 ///
-/// Reads plain text, JSON Lines and Parquet (field `text`), each also as .gz or .zst; files or folders. Writes shards
-/// and manifest.json.
+/// Reads plain text, JSON Lines, Parquet, and CSV or TSV with --text-field, each also compressed (gzip, zstd, bzip2, xz);
+/// files, folders, or - for standard input. Writes shards and manifest.json.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
@@ -118,15 +118,22 @@ Over two hosts, each with the same input, then on one of them:
   launcher prepare --part 2/2 --input data/text --vocab data/vocab.txt --out part-2
   launcher prepare --merge part-1 part-2 --out data")]
 pub struct PrepareArgs {
-    /// Files or folders of text [default: none; must be given, except with --merge]
+    /// Files or folders of text, pipes, or - for standard input [default: none; must be given, except with --merge]
     #[arg(long, required_unless_present = "merge", num_args = 1.., value_name = "PATH")]
     pub input: Vec<PathBuf>,
+    /// Field that holds the text, in JSON Lines, Parquet, CSV and TSV; a.b is field b within a [default: text; none for CSV
+    /// and TSV]
+    #[arg(long, value_name = "NAME")]
+    pub text_field: Option<String>,
+    /// Leave bad rows of JSON Lines, CSV and TSV out and count them [default: end at the first]
+    #[arg(long)]
+    pub skip_bad: bool,
     /// Make part I of N only, to be merged with the others; every part takes the same input and options [default: all]
     #[arg(long, value_name = "I/N", conflicts_with = "merge")]
     pub part: Option<PartOf>,
     /// Merge the folders of all parts, in any order, into what one host would have prepared [default: prepare]
     #[arg(long, num_args = 1.., value_name = "DIR", conflicts_with_all = [
-        "input", "recipe", "vocab", "train_vocab", "max_seq_length", "split", "nsp", "no_nsp", "masking", "dupe_factor",
+        "input", "text_field", "skip_bad", "recipe", "vocab", "train_vocab", "max_seq_length", "split", "nsp", "no_nsp", "masking", "dupe_factor",
         "masked_lm_prob", "max_predictions", "short_seq_prob", "eval_fraction", "eval_input", "eval_records", "seed",
         "threads",
     ])]
@@ -576,6 +583,8 @@ impl PrepareArgs {
         config::PrepareConfig {
             recipe: default.recipe,
             input: self.input.clone(),
+            text_field: self.text_field.clone(),
+            skip_bad: self.skip_bad,
             vocab: self.vocab.clone(),
             train_vocab: self.train_vocab,
             max_seq_length: self.max_seq_length.unwrap_or(default.max_seq_length),

@@ -124,6 +124,11 @@ pub struct PrepareConfig {
     pub recipe: Recipe,
     /// Files or folders.
     pub input: Vec<PathBuf>,
+    /// Field of JSON Lines and Parquet that holds the text, names within names separated by dots; `text` if none is
+    /// given. CSV and TSV are read only with one.
+    pub text_field: Option<String>,
+    /// Leave bad rows out and count them, instead of ending at the first.
+    pub skip_bad: bool,
     /// vocab.txt; or else `train_vocab`.
     pub vocab: Option<PathBuf>,
     /// Train a WordPiece vocabulary of this many tokens on the input.
@@ -454,6 +459,11 @@ impl Default for DataConfig {
 }
 
 impl PrepareConfig {
+    /// The field that holds the text.
+    pub fn field(&self) -> &str {
+        self.text_field.as_deref().unwrap_or("text")
+    }
+
     /// The defaults of a recipe. MLPerf's are those of its dataset: sequences of 512 tokens, 76 predictions, 10 masks of each
     /// document, stored, the seed 12345, and no text held out but that of `eval_input`.
     pub fn of(recipe: Recipe) -> Self {
@@ -472,6 +482,8 @@ impl Default for PrepareConfig {
         Self {
             recipe: Recipe::Standard,
             input: Vec::new(),
+            text_field: None,
+            skip_bad: false,
             vocab: None,
             train_vocab: None,
             max_seq_length: 512,

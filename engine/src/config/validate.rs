@@ -216,6 +216,9 @@ impl PrepareConfig {
             within("data.prepare.train_vocab", size, TRAINED_VOCAB)?;
         }
         within("data.prepare.eval_records", self.eval_records, 1..=MAX_EVAL_RECORDS)?;
+        if self.text_field.as_deref() == Some("") {
+            return wrong("data.prepare.text_field", "is empty; name the field that holds the text");
+        }
         self.check_recipe()
     }
 
@@ -239,6 +242,11 @@ impl PrepareConfig {
         }
         if !self.nsp {
             return wrong("data.prepare.nsp", contradicts("false", "which makes sentence pairs"));
+        }
+        if self.text_field.is_some() || self.skip_bad {
+            let key = if self.skip_bad { "skip_bad" } else { "text_field" };
+            let why = "which reads plain text and no rows";
+            return wrong(&format!("data.prepare.{key}"), contradicts("it", why));
         }
         if self.masking != Masking::Static {
             return wrong(

@@ -357,11 +357,14 @@ fn prepare_data(config: &Config, observer: &mut dyn Observer) -> Result<()> {
     }
     let threads = rayon::current_num_threads();
     let observer = Mutex::new(observer);
-    prepare::prepare(wanted, dir, threads, &|progress| {
+    let manifest = prepare::prepare(wanted, dir, threads, &|progress| {
         if let Ok(mut observer) = observer.lock() {
             observer.preparing(progress);
         }
     })?;
+    if let Ok(mut observer) = observer.lock() {
+        manifest.remarks().iter().for_each(|line| observer.message(line));
+    }
     Ok(())
 }
 

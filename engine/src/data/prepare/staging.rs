@@ -2,6 +2,7 @@
 
 use super::part::PART;
 use crate::config::PrepareConfig;
+use crate::data::input::SPOOLED;
 use crate::data::shards::{Dataset, InputRecord, MANIFEST, Manifest, SplitName, VOCAB};
 use crate::data::vocab::Vocab;
 use crate::error::{During, Error, Result};
@@ -132,7 +133,7 @@ fn empty(path: &Path) -> Result<()> {
         let name = name.to_string_lossy();
         let shard = (name.starts_with("train-") || name.starts_with("eval-")) && name.ends_with(".shard");
         let known = [VOCAB, MANIFEST, PART, JOURNAL, JOURNAL_ASIDE, "input.parquet"];
-        if !shard && !known.contains(&&*name) {
+        if !shard && !name.starts_with(SPOOLED) && !known.contains(&&*name) {
             let what =
                 format!("holds `{name}`, which no preparation wrote; move it away, then remove the folder");
             return Err(Error::file(path, what));
@@ -182,6 +183,9 @@ pub(super) fn difference(found: &Manifest, wanted: &Manifest, vocab: Option<&Voc
     if found.source.is_some() {
         return Some("it was imported".into());
     }
+    if found.omitted.left_out > 0 && !wanted.options.skip_bad {
+        return Some("bad rows were left out of it (skip_bad)".into());
+    }
     match option_difference(&found.options, &wanted.options) {
         Some((key, there, here)) => Some(format!("{key} is {there} there and {here} here")),
         None => source_difference(found, &wanted.inputs, vocab),
@@ -197,6 +201,8 @@ pub(super) fn option_difference(
     let options = |options: &PrepareConfig| {
         let mut options = options.clone();
         (options.input, options.vocab, options.eval_input) = (Vec::new(), None, None);
+        // Without a name it is that of old; what was left out, the manifest says.
+        (options.text_field, options.skip_bad) = (Some(options.field().to_owned()), false);
         serde_json::to_value(options).unwrap_or_default()
     };
     let (there, here) = (options(there), options(here));
