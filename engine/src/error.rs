@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused.
-    #[error("{}: {action}: {source}{}", path.display(), hint(source))]
+    #[error("{}: {action}: {source}{}", path.display(), hint(action, source))]
     Io {
         /// What was being done, as in "cannot create".
         action: &'static str,
@@ -67,9 +67,21 @@ impl<T> During<T> for std::io::Result<T> {
     }
 }
 
-fn hint(source: &std::io::Error) -> &'static str {
+/// Whether something is to be read, by the action's words; what is only opened may be either.
+fn reads(action: &str) -> bool {
+    ["cannot read", "cannot list", "cannot map", "cannot decompress", "cannot open the"]
+        .iter()
+        .any(|words| action.starts_with(words))
+}
+
+fn hint(action: &str, source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind::*;
     match source.kind() {
+        PermissionDenied if reads(action) => {
+            "; you may not read it: change its permissions, or run this as a user who may"
+        }
+        PermissionDenied if action == "cannot open" => "; change its permissions, or choose another path",
+        IsADirectory if reads(action) => "; it is a folder, and a file is wanted: name one",
         StorageFull | QuotaExceeded => {
             "; free some space or choose another folder, nothing written before is lost"
         }
@@ -88,5 +100,28 @@ fn hint(source: &std::io::Error) -> &'static str {
         // EIO
         _ if source.raw_os_error() == Some(5) => "; the disk or its connection fails: check the system's log",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+
+    #[test]
+    fn the_remedy_is_that_of_reading_or_writing() {
+        let message = |kind: ErrorKind, action| {
+            Err::<(), _>(std::io::Error::from(kind)).during(action, Path::new("x")).unwrap_err().to_string()
+        };
+        for action in ["cannot read the input", "cannot open the input", "cannot list the folder"] {
+            let denied = message(ErrorKind::PermissionDenied, action);
+            assert!(denied.contains("you may not read it"), "{denied}");
+            let folder = message(ErrorKind::IsADirectory, action);
+            assert!(folder.contains("a file is wanted"), "{folder}");
+        }
+        for action in ["cannot create", "cannot write", "cannot rename"] {
+            let denied = message(ErrorKind::PermissionDenied, action);
+            assert!(denied.contains("choose a folder that you may write to"), "{denied}");
+        }
     }
 }
