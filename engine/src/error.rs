@@ -70,13 +70,21 @@ impl<T> During<T> for std::io::Result<T> {
     }
 }
 
+/// Whether something is to be read, by the action's words; what is only opened may be either.
+fn reads(action: &str) -> bool {
+    ["cannot read", "cannot list", "cannot map", "cannot decompress", "cannot open the"]
+        .iter()
+        .any(|words| action.starts_with(words))
+}
+
 fn hint(action: &str, source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind::*;
-    let reads = ["cannot read", "cannot list", "cannot open the input", "cannot open the shard"];
-    let reads = reads.iter().any(|begin| action.starts_with(begin));
     match source.kind() {
-        PermissionDenied if reads => "; you may not read it: change its permissions, or choose another",
-        IsADirectory if reads => "; it is a folder, name a file",
+        PermissionDenied if reads(action) => {
+            "; you may not read it: change its permissions, or run this as a user who may"
+        }
+        PermissionDenied if action == "cannot open" => "; change its permissions, or choose another path",
+        IsADirectory if reads(action) => "; it is a folder, name a file",
         InvalidFilename => "; choose a shorter name",
         StorageFull | QuotaExceeded => {
             "; free some space or choose another folder, nothing written before is lost"

@@ -244,7 +244,7 @@ mod fault {
         // SAFETY: `BEFORE` was filled by the system before this handler was installed; a handler in it has the signature
         // that its flags say. Without one the default action follows when the fault repeats.
         unsafe {
-            let before = (*(&raw const BEFORE)).as_ptr();
+            let before = (&raw const BEFORE).cast::<libc::sigaction>();
             match (*before).sa_sigaction {
                 libc::SIG_DFL | libc::SIG_IGN => {
                     let mut default: libc::sigaction = zeroed();

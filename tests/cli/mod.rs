@@ -13,6 +13,7 @@ mod parts;
 mod plan;
 mod sharing;
 mod signals;
+mod text_input;
 mod usage;
 
 use std::fmt::Write;

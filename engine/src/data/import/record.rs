@@ -126,7 +126,8 @@ impl<'a> Store<'a> {
         let wrong = |what: String| Err(Wrong::new(BadKind::Structure, what));
         let (tokens, length) = (&self.tokens, self.tokens.len());
         let segment_b = segments.iter().position(|&s| s != 0).unwrap_or(length);
-        if !(2..length).contains(&segment_b) && !(alone && segment_b == length) {
+        let ends = if alone { length } else { length.saturating_sub(1) };
+        if !(2..=ends).contains(&segment_b) {
             return wrong(format!(
                 "segment_ids: segment B begins at {segment_b} of {length} tokens, expected 2 to {}",
                 length - 1

@@ -27,7 +27,8 @@ pub(super) fn content_of(head: &[u8]) -> Result<Content, String> {
         _ => {}
     }
     let odd = Odd::count(head);
-    let binary = odd.nul > 0 || (odd.control + odd.invalid) * 100 > head.len() * MOST_ODD;
+    // Text holds a NUL now and then; numbers in binary hold many.
+    let binary = odd.nul * 100 > head.len() || (odd.control + odd.invalid) * 100 > head.len() * MOST_ODD;
     if head.starts_with(b"PAR1") && odd.control > 0 {
         return Ok(Content::Parquet);
     }
@@ -129,37 +130,37 @@ const CONVERT: &str = "write its text as JSON Lines or Parquet first";
 /// Bytes at a place, and what holds them there.
 type Mark = (usize, &'static [u8], &'static str, &'static str);
 
-/// Marks that say all, whatever follows.
-const SURE: [Mark; 8] = [
+/// Marks with which no text begins.
+const SURE: [Mark; 21] = [
     (0, b"%PDF-", "a PDF file", EXTRACT),
     (0, b"%!PS-Adobe", "PostScript", EXTRACT),
     (0, b"{\\rtf", "a document in RTF", EXTRACT),
-    (0, b"\x89PNG\r\n\x1a\n", "an image (PNG)", REMOVE),
-    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", "sequences are taken over by launcher import hdf5"),
-    (0, b"\x93NUMPY", "an array of NumPy", REMOVE),
-    (0, b"\x7fELF", "a program (ELF)", REMOVE),
-    (0, b"\xff\xd8\xff", "an image (JPEG)", REMOVE),
-];
-/// Marks that may begin text too, but not with the bytes that follow in such a file.
-const OF_BINARY: [Mark; 24] = [
+    (0, b"\xd0\xcf\x11\xe0", "an office document", EXTRACT),
     (0, b"PK\x03\x04", "a zip archive (or an office document, or a PyTorch file)", UNPACK),
     (0, b"PK\x05\x06", "a zip archive of no files", REMOVE),
-    (257, b"ustar", "a tar archive", UNPACK),
+    (256, b"\0ustar", "a tar archive", UNPACK),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
     (0, b"Rar!\x1a\x07", "a RAR archive", UNPACK),
     (0, b"\x04\x22\x4d\x18", "compressed with lz4", UNPACK),
-    (0, b"LZIP", "compressed with lzip", UNPACK),
     (0, b"\x1f\x9d", "compressed with compress", UNPACK),
     (0, b"\x5d\0\0", "compressed with lzma", UNPACK),
     (0, b"\xff\x06\0\0sNaPpY", "compressed with snappy", UNPACK),
-    (0, b"ARROW1", "an Arrow (Feather) file", CONVERT),
-    (0, b"FEA1", "a Feather file", CONVERT),
     (0, b"\xff\xff\xff\xff", "a stream of Arrow", CONVERT),
-    (0, b"PARE", "an encrypted Parquet file", CONVERT),
-    (0, b"ORC", "an ORC file", CONVERT),
     (0, b"Obj\x01", "an Avro file", CONVERT),
     (0, b"SQLite format 3\0", "an SQLite database", CONVERT),
-    (0, b"\xd0\xcf\x11\xe0", "an office document", EXTRACT),
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file", "sequences are taken over by launcher import hdf5"),
+    (0, b"\x93NUMPY", "an array of NumPy", REMOVE),
+    (0, b"\x7fELF", "a program (ELF)", REMOVE),
+    (0, b"\x89PNG\r\n\x1a\n", "an image (PNG)", REMOVE),
+    (0, b"\xff\xd8\xff", "an image (JPEG)", REMOVE),
+];
+/// Marks that may begin text too, but not with the bytes that follow in such a file.
+const OF_BINARY: [Mark; 11] = [
+    (0, b"LZIP", "compressed with lzip", UNPACK),
+    (0, b"ARROW1", "an Arrow (Feather) file", CONVERT),
+    (0, b"FEA1", "a Feather file", CONVERT),
+    (0, b"PARE", "an encrypted Parquet file", CONVERT),
+    (0, b"ORC", "an ORC file", CONVERT),
     (0, b"GIF8", "an image (GIF)", REMOVE),
     (8, b"WEBP", "an image (WebP)", REMOVE),
     (0, b"RIFF", "sound or video (RIFF)", REMOVE),

@@ -220,13 +220,15 @@ impl Reader<'_> {
     }
 
     fn table(&self, index: usize, file: &InputFile, delimiter: u8, on_piece: OnPiece<'_>) -> Produced {
-        let mut on_row = |table::Row { line, text }: table::Row<'_>| match text {
+        let mut on_row = |row: table::Row<'_>| match row {
             Ok([]) => {
                 self.seen.omit(|omitted| omitted.rows_without_text += 1);
                 Ok(())
             }
             Ok(text) => self.whole_text(index, text, on_piece),
-            Err(what) => self.bad_row(LeftOut { file: index, line, what: format!("line {line}: {what}") }),
+            Err((line, what)) => {
+                self.bad_row(LeftOut { file: index, line, what: format!("line {line}: {what}") })
+            }
         };
         let field = self.input.field();
         table::read(self.open(file)?, delimiter, field, LONGEST_ROW, &mut on_row).map_err(|e| match e {

@@ -2,7 +2,7 @@
 
 use super::text::names;
 use crate::data::pipeline::Stop;
-use csv::{ByteRecord, ReaderBuilder};
+use csv::{ByteRecord, ReaderBuilder, Terminator};
 use std::cell::Cell;
 use std::io::{self, Read};
 
@@ -26,9 +26,10 @@ pub(super) fn delimiter(head: &[u8], tabs: bool) -> u8 {
 pub(super) fn check_names(head: &[u8], delimiter: u8, field: Option<&str>) -> Result<(), String> {
     let mut row = ByteRecord::new();
     let read = builder(delimiter).from_reader(head).read_byte_record(&mut row);
-    if !read.map_err(|e| e.to_string())? {
+    if !read.map_err(|e| e.to_string())? || is_blank(&row) {
         return Ok(());
     }
+    let row = without_cr(row);
     match field {
         None => {
             let names = names(row.iter().map(String::from_utf8_lossy));
@@ -52,9 +53,26 @@ fn column(row: &ByteRecord, field: &str) -> Result<usize, String> {
     })
 }
 
+/// Whether a row is a line with nothing on it.
+fn is_blank(row: &ByteRecord) -> bool {
+    row.len() == 1 && matches!(row.get(0), Some(b"" | b"\r"))
+}
+
+/// Takes the carriage return off a row's end.
+fn without_cr(mut row: ByteRecord) -> ByteRecord {
+    if let Some(last) = row.iter().next_back().and_then(|field| field.strip_suffix(b"\r")).map(<[u8]>::to_vec)
+    {
+        row.truncate(row.len() - 1);
+        row.push_field(&last);
+    }
+    row
+}
+
 fn builder(delimiter: u8) -> ReaderBuilder {
     let mut builder = ReaderBuilder::new();
-    builder.delimiter(delimiter).has_headers(false).flexible(true);
+    // Lines end at line feeds alone, so that they can be counted; a carriage return before one is taken off the field.
+    let terminator = Terminator::Any(b'\n');
+    builder.delimiter(delimiter).terminator(terminator).has_headers(false).flexible(true);
     builder
 }
 
@@ -73,13 +91,8 @@ impl<R: Read> Read for Limited<'_, R> {
     }
 }
 
-/// A row below the names.
-pub(super) struct Row<'a> {
-    /// Of the file, where the row begins.
-    pub line: u64,
-    /// The text, or what is wrong with the row.
-    pub text: Result<&'a [u8], String>,
-}
+/// The text of a row, or the line where the row begins and what is wrong with it.
+pub(super) type Row<'a> = Result<&'a [u8], (u64, String)>;
 
 /// Why a table cannot be read on.
 pub(super) enum Broken {
@@ -113,25 +126,35 @@ pub(super) fn read(
             csv::ErrorKind::Io(e) => Broken::Read(e),
             other => Broken::What(format!("line {line}: {other:?}")),
         })?;
-        let line = row.position().map_or(line, csv::Position::line);
         let last = row.iter().next_back().unwrap_or_default();
         if !more || last == END && row.len() == 1 {
             return Ok(());
         }
+        let line_feeds = || row.iter().flatten().filter(|&&b| b == b'\n').count() as u64;
         if last.trim_ascii_end().ends_with(END) {
+            let line = reader.position().line() - line_feeds();
             let what =
                 format!("line {line}: a quote in the row that begins here is never closed; mend the file");
             return Err(Broken::What(what));
         }
+        if is_blank(&row) && width != 1 {
+            continue;
+        }
         let Some(column) = column_of else {
-            column_of = Some(column(&row, field).map_err(Broken::What)?);
-            width = row.len();
+            let names = without_cr(row.clone());
+            column_of = Some(column(&names, field).map_err(Broken::What)?);
+            width = names.len();
             continue;
         };
-        let text = match row.len() == width {
-            true => Ok(&row[column]),
-            false => Err(format!("{} fields, and {width} names in the first row", row.len())),
+        let text = match row.get(column).filter(|_| row.len() == width) {
+            Some(text) if column + 1 == width => Ok(text.strip_suffix(b"\r").unwrap_or(text)),
+            Some(text) => Ok(text),
+            // The row's last line is the one before the next.
+            None => Err((
+                reader.position().line() - 1 - line_feeds(),
+                format!("{} fields, and {width} names in the first row", row.len()),
+            )),
         };
-        on_row(Row { line, text }).map_err(Broken::Stop)?;
+        on_row(text).map_err(Broken::Stop)?;
     }
 }

@@ -4,7 +4,7 @@ use super::*;
 use ::parquet::data_type::{ByteArray, ByteArrayType};
 use ::parquet::file::properties::WriterProperties;
 use ::parquet::file::writer::SerializedFileWriter;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::sync::Arc;
 
 const PIECE: usize = 4 << 20;
@@ -401,7 +401,7 @@ fn tables_are_read_by_column() {
     // A row that never ends is an error, in bounded memory.
     let endless = io::repeat(b'x').take(1 << 30);
     let mut rows = 0;
-    let read = table::read(b"text\nfine\n".chain(endless), b',', "text", 1 << 20, &mut |_| {
+    let read = table::read(b"text\nfine\n".as_slice().chain(endless), b',', "text", 1 << 20, &mut |_| {
         rows += 1;
         Ok(())
     });
