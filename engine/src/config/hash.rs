@@ -21,12 +21,17 @@ impl Config {
 
     /// The first key that defines the result and differs, with this value and the other's.
     pub fn difference(&self, other: &Self) -> Option<(String, String, String)> {
-        let mut pairs = self.defining().into_iter().zip(other.defining());
-        let ((key, a), (_, b)) = pairs.find(|(a, b)| a.1 != b.1)?;
-        Some((key, a, b))
+        let (ours, theirs) = (self.defining(), other.defining());
+        let value = |keys: &[(String, String)], key: &str| {
+            keys.iter().find(|(k, _)| k == key).map_or("null".to_owned(), |(_, value)| value.clone())
+        };
+        let mut keys = ours.iter().chain(&theirs).map(|(key, _)| key);
+        let key = keys.find(|key| value(&ours, key) != value(&theirs, key))?;
+        Some((key.clone(), value(&ours, key), value(&theirs, key)))
     }
 
-    /// Defining keys and their values as JSON, always all and in the same order.
+    /// Defining keys and their values as JSON, always in the same order. Optional keys of later versions are there where
+    /// they are given, so that a configuration without them keeps its hash.
     fn defining(&self) -> Vec<(String, String)> {
         // a configuration holds numbers, texts and paths; a path that is not UTF-8 does not validate
         let json = serde_json::to_value(self).unwrap_or_default();

@@ -61,9 +61,14 @@ struct Keys {
 }
 
 impl Keys {
-    /// Derived from the default configuration. JSON keeps what TOML omits: optional fields that are none.
+    /// Derived from the default configuration. JSON keeps what TOML omits: optional fields that are none, but for those
+    /// that came later, which are left out where they are not given so that files and hashes stay what they were.
     fn new() -> Result<Self> {
-        let json = serde_json::to_value(Config::default())
+        let mut all = Config::default();
+        let given = Some(true);
+        let prepare = &mut all.data.prepare;
+        (prepare.lowercase, prepare.strip_accents, prepare.tokenize_chinese_chars) = (given, given, given);
+        let json = serde_json::to_value(all)
             .map_err(|e| Error::config("config", format!("cannot list the known keys: {e}")))?;
         let mut keys = Self { leaves: vec![PRESET.to_owned()], sections: Vec::new() };
         keys.collect("", &json);

@@ -93,10 +93,20 @@ pub struct PrepareConfig {
     pub recipe: Recipe,
     /// Files or folders.
     pub input: Vec<PathBuf>,
-    /// vocab.txt; or else `train_vocab`.
+    /// vocab.txt, a tokenizer.json or a model's folder; or else `train_vocab`.
     pub vocab: Option<PathBuf>,
     /// Train a WordPiece vocabulary of this many tokens on the input.
     pub train_vocab: Option<usize>,
+    /// Text becomes lower case; where it is not given, what the files beside the vocabulary say, or what its tokens tell. A
+    /// vocabulary that is trained is uncased.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lowercase: Option<bool>,
+    /// Accents are removed; where it is not given, what the files beside the vocabulary say, or the value of `lowercase`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strip_accents: Option<bool>,
+    /// Each Chinese character is a word of its own; where it is not given, what the files beside the vocabulary say, or true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokenize_chinese_chars: Option<bool>,
     /// Tokens of the longest sequence, [CLS] and [SEP] included.
     pub max_seq_length: usize,
     /// What a line of plain text is.
@@ -432,6 +442,9 @@ impl Default for PrepareConfig {
             input: Vec::new(),
             vocab: None,
             train_vocab: None,
+            lowercase: None,
+            strip_accents: None,
+            tokenize_chinese_chars: None,
             max_seq_length: 512,
             split: Split::Lines,
             nsp: true,

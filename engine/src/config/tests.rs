@@ -363,6 +363,22 @@ fn a_recipe_gives_the_defaults_of_the_keys_beside_it() {
 }
 
 #[test]
+fn the_tokenizers_keys_are_known_and_left_out_where_they_are_not_given() {
+    let plain = set(&[]).unwrap();
+    assert!(!serde_json::to_string(&plain).unwrap().contains("lowercase"));
+    let given = set(&["data.prepare.lowercase=false", "data.prepare.strip_accents=true"]).unwrap();
+    assert_eq!((given.data.prepare.lowercase, given.data.prepare.strip_accents), (Some(false), Some(true)));
+    assert_eq!(load(&given.to_toml().unwrap(), &[]).unwrap(), given);
+    assert_ne!(given.hash(), plain.hash());
+    let [there, here] = [plain.difference(&given), given.difference(&plain)].map(Option::unwrap);
+    assert_eq!(there, ("data.prepare.lowercase".into(), "null".into(), "false".into()));
+    assert_eq!(here, ("data.prepare.lowercase".into(), "false".into(), "null".into()));
+    let back = set(&["data.prepare.lowercase=false", "data.prepare.lowercase="]).unwrap();
+    assert_eq!(back.hash(), plain.hash());
+    assert!(set(&["data.prepare.lowercase=yes"]).unwrap_err().contains("is not true or false"));
+}
+
+#[test]
 fn what_contradicts_the_recipe_is_refused() {
     let mlperf = "data.prepare.recipe=mlperf";
     for (overrides, want) in [

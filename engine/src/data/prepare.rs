@@ -8,10 +8,12 @@ mod merge;
 pub(in crate::data) mod part;
 pub(in crate::data) mod staging;
 mod standard;
+mod tokenization;
 
 pub use merge::merge;
 pub use part::{Part, PartOf, prepare_part};
 pub(crate) use standard::BUDGET;
+pub use tokenization::{Tokenization, tokenization};
 
 use crate::config::{PrepareConfig, Recipe};
 use crate::data::input::{self, InputFile};
@@ -78,8 +80,9 @@ pub fn prepare(
     check(config)?;
     let threads = cores(threads);
     let files = list(config)?;
-    let vocab = config.vocab.as_deref().map(Vocab::load).transpose()?;
+    let Tokenization { vocab, settings, .. } = tokenization(config)?;
     let mut manifest = Manifest::new(config, records(&files));
+    manifest.set_tokenizer(settings);
     if let Some(existing) = staging::existing(out, &manifest, vocab.as_ref())? {
         return Ok(existing);
     }
@@ -98,7 +101,7 @@ pub fn prepare(
     };
     save_vocab(&vocab, dir, &mut manifest)?;
     let share = Share::ALL;
-    let work = Work { files: &files, config, vocab: &vocab, dir, threads, progress, share };
+    let work = Work { files: &files, config, vocab: &vocab, settings, dir, threads, progress, share };
     let outcome = make_sequences(&work)?;
     fill(&mut manifest, outcome)?;
     manifest.save(dir)?;
@@ -156,11 +159,15 @@ pub(crate) fn outdated(dir: &Path, config: &PrepareConfig) -> Result<Option<(Str
     if let Some((key, there, here)) = staging::option_difference(&manifest.options, config) {
         return Ok(Some((key, format!("is {here}, but {dir} was prepared with {there}"))));
     }
-    let vocab = config.vocab.as_deref().filter(|path| path.exists()).map(Vocab::load).transpose()?;
+    let (vocab, settings) = tokenization::as_far_as_known(config, manifest.tokenizer())?;
     let inputs = match config.input.iter().chain(&config.eval_input).all(|path| path.exists()) {
         true => records(&list(config)?),
         false => manifest.inputs.clone(),
     };
+    if let Some((key, there, here)) = manifest.tokenizer().difference(&settings) {
+        let key = if key == "do_lower_case" { "lowercase" } else { key };
+        return Ok(Some((key.to_owned(), format!("is {here}, but {dir} was prepared with {there}"))));
+    }
     let what = staging::source_difference(manifest, &inputs, vocab.as_ref());
     Ok(what.map(|what| ("input".to_owned(), format!("is not what {dir} was prepared from ({what})"))))
 }

@@ -8,8 +8,8 @@ use super::{Observer, Options};
 use crate::checkpoint::{self, TrainState, hf};
 use crate::config::{Config, ModelConfig};
 use crate::data::prepare;
-use crate::data::shards::{Dataset, MANIFEST, Manifest, VOCAB, Verification};
-use crate::data::vocab::Vocab;
+use crate::data::shards::{Dataset, MANIFEST, Manifest, Verification};
+use crate::data::tokenize::TokenizerFiles;
 use crate::dist::Group;
 use crate::error::During;
 use crate::lock::FolderLock;
@@ -100,7 +100,11 @@ pub fn prepare<B: Backend<Acc = f32>>(
     })?;
     let config = Config::from_toml(&text)?;
     let manifest = Manifest::load(&config.data.dir)?;
-    group.agree(&[("vocabulary", manifest.vocab_sha256.clone()), ("prepared data", manifest.data_hash())])?;
+    group.agree(&[
+        ("vocabulary", manifest.vocab_sha256.clone()),
+        ("tokenizer", manifest.tokenizer().to_string()),
+        ("prepared data", manifest.data_hash()),
+    ])?;
     // MLPerf's clock starts before the data is touched: there, only the manifest and the vocabulary are read here.
     let opened = if options.mlperf.is_none() { Some(Data::open(group, &config)?) } else { None };
 
@@ -331,6 +335,10 @@ fn prepare_data(config: &Config, observer: &mut dyn Observer) -> Result<()> {
             ),
         ));
     }
+    // What is wrong with it, the preparation says, after what is wrong with the input.
+    if let Ok(tokenization) = prepare::tokenization(wanted) {
+        observer.message(&tokenization.told);
+    }
     let threads = rayon::current_num_threads();
     let observer = Mutex::new(observer);
     prepare::prepare(wanted, dir, threads, &|progress| {
@@ -393,7 +401,7 @@ fn resolve_model(
         ));
     }
     if let Some(dir) = &model.init_from {
-        same_vocabulary(&dir.join(VOCAB), manifest)?;
+        same_tokenizer(dir, manifest)?;
     }
     let longest = manifest.train.longest.max(manifest.eval.longest);
     if longest > model.max_positions {
@@ -420,22 +428,23 @@ fn begun_from(run: &Path, init_from: Option<&Path>) -> Result<Option<ModelConfig
     Ok(Some(model).filter(|model| model.init_from.as_deref() == init_from))
 }
 
-/// Refuses to start from a model whose vocabulary, where one lies beside it, is not the data's.
-fn same_vocabulary(file: &Path, manifest: &Manifest) -> Result<()> {
-    if !file.is_file() {
-        return Ok(());
+/// Refuses to start from a model whose vocabulary, where one lies beside it, is not the data's, or whose text is normalized
+/// otherwise.
+fn same_tokenizer(dir: &Path, manifest: &Manifest) -> Result<()> {
+    let Some(theirs) = TokenizerFiles::of_model(dir)? else { return Ok(()) };
+    let remedy = format!("prepare the data with the model's vocabulary, --vocab {}", dir.display());
+    let (file, ours) = (&theirs.path, &manifest.vocab_sha256);
+    if theirs.vocab.sha256() != ours {
+        let what = format!("sha256 {}, the data's {ours}", theirs.vocab.sha256());
+        return Err(Error::file(file, format!("is not the data's vocabulary: {what}; {remedy}")));
     }
-    let (theirs, ours) = (Vocab::load(file)?, &manifest.vocab_sha256);
-    if theirs.sha256() == ours {
-        return Ok(());
+    match theirs.settings.difference(&manifest.tokenizer()) {
+        None => Ok(()),
+        Some((key, there, here)) => Err(Error::file(
+            dir,
+            format!("{key} is {there} ({}), the data was prepared with {here}; {remedy}", theirs.source),
+        )),
     }
-    let theirs = theirs.sha256();
-    Err(Error::file(
-        file,
-        format!(
-            "is not the data's vocabulary: sha256 {theirs}, the data's {ours}; prepare the data with this one"
-        ),
-    ))
 }
 
 fn is_used(run: &Path) -> Result<bool> {

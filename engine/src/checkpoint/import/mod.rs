@@ -19,8 +19,8 @@ pub use source::{Dtype, Stored};
 
 use super::hf;
 use crate::config::ModelConfig;
-use crate::data::vocab::Vocab;
-use crate::error::Result;
+use crate::data::tokenize::{PartialSettings, TokenizerFiles};
+use crate::error::{Error, Result};
 use crate::table::TensorTable;
 use bundle::Bundle;
 use kernels::backend::Gelu;
@@ -45,7 +45,8 @@ pub struct Options {
     /// The model's configuration, config.json or bert_config.json: compared with the tensors, and the source of the
     /// number of heads and the dropouts.
     pub config: Option<PathBuf>,
-    /// vocab.txt, for the folder; rows of zeros behind its tokens are cut off.
+    /// vocab.txt, a tokenizer.json or a folder with one, for the model's folder; rows of zeros behind its tokens are cut off.
+    /// How its text is normalized the files beside it or beside the checkpoint say, or else its tokens.
     pub vocab: Option<PathBuf>,
     /// The activation, whatever the configuration says.
     pub gelu: Option<Gelu>,
@@ -72,7 +73,8 @@ pub struct Converted {
     pub cut_rows: usize,
     /// Whether the format has checksums; then those of all tensors read were right.
     pub has_checksums: bool,
-    vocab: Option<PathBuf>,
+    /// Its vocabulary and tokenizer, if one was named.
+    pub tokenizer: Option<TokenizerFiles>,
 }
 
 fn open(framework: Framework, path: &Path) -> Result<Box<dyn Source>> {
@@ -106,9 +108,9 @@ pub fn list(framework: Framework, path: &Path) -> Result<Vec<(Stored, Role)>> {
 /// a tensor of the encoder that is missing, a shape or type that does not fit, a configuration of another model, a value
 /// that is not finite, a decoder that is not tied.
 pub fn read(framework: Framework, path: &Path, options: &Options) -> Result<Converted> {
-    let vocab = options.vocab.as_deref().map(Vocab::load).transpose()?;
+    let tokenizer = options.vocab.as_deref().map(|vocab| load_tokenizer(vocab, path)).transpose()?;
     let mut source = open(framework, path)?;
-    let given = Given { config: options.config.as_deref(), vocab: vocab.map(|vocab| vocab.len()) };
+    let given = Given { config: options.config.as_deref(), vocab: tokenizer.as_ref().map(|t| t.vocab.len()) };
     let mut plan = Plan::new(source.as_mut(), role_of(framework), &given)?;
     plan.model.gelu = match (options.gelu, framework) {
         (Some(gelu), _) => gelu,
@@ -120,8 +122,17 @@ pub fn read(framework: Framework, path: &Path, options: &Options) -> Result<Conv
     let weights = plan.read(source.as_mut())?;
     let read = plan.tensors_read();
     let Plan { model, table, missing, ignored, state, cut_rows, .. } = plan;
-    let (has_checksums, vocab) = (source.has_checksums(), options.vocab.clone());
-    Ok(Converted { model, table, weights, missing, ignored, read, state, cut_rows, has_checksums, vocab })
+    let has_checksums = source.has_checksums();
+    Ok(Converted { model, table, weights, missing, ignored, read, state, cut_rows, has_checksums, tokenizer })
+}
+
+/// A vocabulary and how its text is normalized, which the files beside the checkpoint may say too.
+fn load_tokenizer(vocab: &Path, checkpoint: &Path) -> Result<TokenizerFiles> {
+    let files = TokenizerFiles::load(vocab, checkpoint.parent(), PartialSettings::default())?;
+    match files.contradiction() {
+        Some(what) => Err(Error::config("--vocab", format!("{what}; correct the file that says otherwise"))),
+        None => Ok(files),
+    }
 }
 
 impl Converted {
@@ -133,7 +144,8 @@ impl Converted {
     pub fn export(&self, dir: &Path) -> Result<()> {
         let mut tensors = super::views("", &self.table, &self.weights);
         tensors.retain(|(name, _, _)| !self.missing.contains(name));
-        hf::export_tensors(dir, &self.model, tensors, self.vocab.as_deref())
+        let (vocab, settings) = self.tokenizer.as_ref().map(|t| (&t.vocab, t.settings)).unzip();
+        hf::export_tensors(dir, &self.model, tensors, vocab, settings)
     }
 }
 
