@@ -126,7 +126,8 @@ pub struct PrepareArgs {
     pub part: Option<PartOf>,
     /// Merge the folders of all parts, in any order, into what one host would have prepared [default: prepare]
     #[arg(long, num_args = 1.., value_name = "DIR", conflicts_with_all = [
-        "input", "recipe", "vocab", "train_vocab", "max_seq_length", "split", "nsp", "no_nsp", "masking", "dupe_factor",
+        "input", "recipe", "vocab", "train_vocab", "cased", "uncased", "strip_accents", "tokenize_chinese_chars",
+        "max_seq_length", "split", "nsp", "no_nsp", "masking", "dupe_factor",
         "masked_lm_prob", "max_predictions", "short_seq_prob", "eval_fraction", "eval_input", "eval_records", "seed",
         "threads",
     ])]
@@ -135,7 +136,7 @@ pub struct PrepareArgs {
     /// defaults of the options below
     #[arg(long, value_enum, default_value_t = Recipe::Standard)]
     pub recipe: Recipe,
-    /// WordPiece vocabulary, one token a line [default: none, --train-vocab instead]
+    /// WordPiece vocabulary, one token a line; or a model's folder or its tokenizer.json [default: none, --train-vocab instead]
     #[arg(
         long,
         value_name = "FILE",
@@ -146,6 +147,18 @@ pub struct PrepareArgs {
     /// Train a WordPiece vocabulary of N tokens on the input [default: none, --vocab instead]
     #[arg(long, value_name = "N")]
     pub train_vocab: Option<usize>,
+    /// Keep upper and lower case, and accents [default: as the vocabulary's files say, or its tokens]
+    #[arg(long, conflicts_with = "uncased")]
+    pub cased: bool,
+    /// Make text lower case, and remove accents [default: as the vocabulary's files say, or its tokens]
+    #[arg(long)]
+    pub uncased: bool,
+    /// Remove accents [default: as the vocabulary's files say, or where text becomes lower case]
+    #[arg(long, value_name = "true|false")]
+    pub strip_accents: Option<bool>,
+    /// Make each Chinese character a word of its own [default: as the vocabulary's files say, or true]
+    #[arg(long, value_name = "true|false")]
+    pub tokenize_chinese_chars: Option<bool>,
     /// Folder of the shards
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -235,7 +248,7 @@ pub struct ImportDataArgs {
     /// Files or folders of sequences to evaluate on [default: none]
     #[arg(long, num_args = 1.., value_name = "PATH")]
     pub eval: Vec<PathBuf>,
-    /// WordPiece vocabulary that the ids belong to, one token a line
+    /// WordPiece vocabulary that the ids belong to, one token a line; or a model's folder or its tokenizer.json
     #[arg(long, value_name = "FILE")]
     pub vocab: PathBuf,
     /// Folder of the shards
@@ -455,7 +468,8 @@ pub struct ImportModelArgs {
     /// The model's config.json or bert_config.json [default: none, sizes are those of the tensors, heads have 64]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The model's vocabulary; rows of zeros behind it are cut off [default: none, the folder has none]
+    /// The model's vocabulary, or a folder with it; rows of zeros behind it are cut off. Whether it is cased the files beside
+    /// it or beside the checkpoint say, or else its tokens [default: none, the folder has none]
     #[arg(long, value_name = "FILE")]
     pub vocab: Option<PathBuf>,
 }
@@ -565,6 +579,9 @@ impl PrepareArgs {
             input: self.input.clone(),
             vocab: self.vocab.clone(),
             train_vocab: self.train_vocab,
+            lowercase: (self.cased || self.uncased).then_some(self.uncased),
+            strip_accents: self.strip_accents,
+            tokenize_chinese_chars: self.tokenize_chinese_chars,
             max_seq_length: self.max_seq_length.unwrap_or(default.max_seq_length),
             split: self.split.map_or(default.split, |split| match split {
                 Split::Lines => config::Split::Lines,

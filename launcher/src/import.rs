@@ -51,6 +51,7 @@ fn print(
         let layouts = source.layouts.iter().map(|(layout, files)| format!("{layout}: {files}"));
         writeln!(out, "{} files by layout: {}", source.format, layouts.collect::<Vec<_>>().join(", "))?;
     }
+    writeln!(out, "tokenizer: {}", imported.tokenizer)?;
     for skipped in &imported.skipped {
         writeln!(
             out,

@@ -102,6 +102,9 @@ fn finish(
         Gelu::Erf => "erf",
     };
     writeln!(out, "gelu: {gelu}, {why}")?;
+    if let Some(tokenizer) = &converted.tokenizer {
+        writeln!(out, "tokenizer: {}", tokenizer.describe())?;
+    }
     if args.vocab.is_none() {
         writeln!(out, "no --vocab was given: fill-mask needs {} beside the weights", model::VOCAB)?;
     }
