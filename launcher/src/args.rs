@@ -133,7 +133,8 @@ pub struct PrepareArgs {
     pub part: Option<PartOf>,
     /// Merge the folders of all parts, in any order, into what one host would have prepared [default: prepare]
     #[arg(long, num_args = 1.., value_name = "DIR", conflicts_with_all = [
-        "input", "text_field", "skip_bad", "recipe", "vocab", "train_vocab", "max_seq_length", "split", "nsp", "no_nsp", "masking", "dupe_factor",
+        "input", "text_field", "skip_bad", "recipe", "vocab", "train_vocab", "cased", "uncased", "strip_accents",
+        "tokenize_chinese_chars", "max_seq_length", "split", "nsp", "no_nsp", "masking", "dupe_factor",
         "masked_lm_prob", "max_predictions", "short_seq_prob", "eval_fraction", "eval_input", "eval_records", "seed",
         "threads",
     ])]
@@ -142,7 +143,7 @@ pub struct PrepareArgs {
     /// defaults of the options below
     #[arg(long, value_enum, default_value_t = Recipe::Standard)]
     pub recipe: Recipe,
-    /// WordPiece vocabulary, one token a line [default: none, --train-vocab instead]
+    /// WordPiece vocabulary, one token a line; or a model's folder or its tokenizer.json [default: none, --train-vocab instead]
     #[arg(
         long,
         value_name = "FILE",
@@ -153,6 +154,18 @@ pub struct PrepareArgs {
     /// Train a WordPiece vocabulary of N tokens on the input [default: none, --vocab instead]
     #[arg(long, value_name = "N")]
     pub train_vocab: Option<usize>,
+    /// Keep upper and lower case, and accents [default: as the vocabulary's files say, or its tokens]
+    #[arg(long, conflicts_with = "uncased")]
+    pub cased: bool,
+    /// Make text lower case, and remove accents [default: as the vocabulary's files say, or its tokens]
+    #[arg(long)]
+    pub uncased: bool,
+    /// Remove accents [default: as the vocabulary's files say, or where text becomes lower case]
+    #[arg(long, value_name = "true|false")]
+    pub strip_accents: Option<bool>,
+    /// Make each Chinese character a word of its own [default: as the vocabulary's files say, or true]
+    #[arg(long, value_name = "true|false")]
+    pub tokenize_chinese_chars: Option<bool>,
     /// Folder of the shards
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -242,7 +255,7 @@ pub struct ImportDataArgs {
     /// Files or folders of sequences to evaluate on [default: none]
     #[arg(long, num_args = 1.., value_name = "PATH")]
     pub eval: Vec<PathBuf>,
-    /// WordPiece vocabulary that the ids belong to, one token a line
+    /// WordPiece vocabulary that the ids belong to, one token a line; or a model's folder or its tokenizer.json
     #[arg(long, value_name = "FILE")]
     pub vocab: PathBuf,
     /// Folder of the shards
@@ -463,7 +476,8 @@ pub struct ImportModelArgs {
     /// tensors, and heads are taken to have 64]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The model's vocabulary [default: vocab.txt beside the checkpoint; without, the folder has none]
+    /// The model's vocabulary, or a folder with it. Whether it is cased the files beside it or beside the checkpoint say, or
+    /// else its tokens [default: vocab.txt beside the checkpoint; without, the folder has none]
     #[arg(long, value_name = "FILE")]
     pub vocab: Option<PathBuf>,
     /// What becomes of the rows of padding behind the vocabulary's tokens
@@ -587,6 +601,9 @@ impl PrepareArgs {
             skip_bad: self.skip_bad,
             vocab: self.vocab.clone(),
             train_vocab: self.train_vocab,
+            lowercase: (self.cased || self.uncased).then_some(self.uncased),
+            strip_accents: self.strip_accents,
+            tokenize_chinese_chars: self.tokenize_chinese_chars,
             max_seq_length: self.max_seq_length.unwrap_or(default.max_seq_length),
             split: self.split.map_or(default.split, |split| match split {
                 Split::Lines => config::Split::Lines,

@@ -22,9 +22,15 @@ pub fn run(args: &FillMaskArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
         bail!("the text holds no [MASK]; write [MASK] where a token is to be predicted");
     }
     let model = Model::load(&args.model)?;
-    refuse_cased(&model)?;
-    let vocab = model.vocab()?;
-    let mut tokenizer = Tokenizer::new(&vocab)?;
+    let files = model.tokenizer()?;
+    let said = format!("tokenizer: {}", files.describe());
+    if files.inferred {
+        exit::say(&said)
+    } else {
+        tracing::info!("{said}")
+    }
+    let vocab = files.vocab;
+    let mut tokenizer = Tokenizer::new(&vocab, files.settings)?;
     let sequence = sequence(&args.text, &mut tokenizer, &vocab, model.config.max_positions)?;
     let batch = Batch::pack(std::slice::from_ref(&sequence), 0, model.config.max_positions as u32);
     let prediction = Prediction { model: &model, batch: &batch };
@@ -59,8 +65,9 @@ pub fn run(args: &FillMaskArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
 pub fn answer_all(folder: &Path, texts: &[String], out: &mut dyn Write) -> anyhow::Result<()> {
     const SHOWN: usize = 3;
     let model = Model::load(folder)?;
-    let vocab = model.vocab()?;
-    let mut tokenizer = Tokenizer::new(&vocab)?;
+    let files = model.tokenizer()?;
+    let vocab = files.vocab;
+    let mut tokenizer = Tokenizer::new(&vocab, files.settings)?;
     for text in texts {
         let answer = match brief_answers(&model, &vocab, &mut tokenizer, text, SHOWN) {
             Ok(answers) => answers.join("; "),
@@ -140,20 +147,6 @@ fn top(logits: &[f64], k: usize) -> Vec<(usize, f64)> {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
     order.iter().take(k).map(|&i| (i, (logits[i] - largest).exp() / sum)).collect()
-}
-
-/// Our tokenizer is the uncased one; a cased model's answers would be wrong without a sign of it.
-fn refuse_cased(model: &Model) -> anyhow::Result<()> {
-    let path = model.dir.join("tokenizer_config.json");
-    let Ok(bytes) = std::fs::read(&path) else { return Ok(()) };
-    let json: serde_json::Value = match serde_json::from_slice(&bytes) {
-        Ok(json) => json,
-        Err(e) => bail!("{}: not valid JSON: {e}", path.display()),
-    };
-    if json["do_lower_case"] == false {
-        bail!("{}: do_lower_case is false; only uncased models are supported", path.display());
-    }
-    Ok(())
 }
 
 #[cfg(test)]

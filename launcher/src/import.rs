@@ -55,6 +55,7 @@ fn print(
     if !manifest.options.nsp {
         writeln!(out, "the sequences have no next-sentence labels: they train the masked-token head only")?;
     }
+    writeln!(out, "tokenizer: {}", imported.tokenizer)?;
     for skipped in &imported.skipped {
         writeln!(
             out,

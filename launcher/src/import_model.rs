@@ -121,12 +121,13 @@ fn finish(
         Gelu::Erf => "erf",
     };
     writeln!(out, "gelu: {gelu}, {why}")?;
-    if converted.vocab.is_none() {
-        writeln!(
+    match &converted.tokenizer {
+        Some(tokenizer) => writeln!(out, "tokenizer: {}", tokenizer.describe())?,
+        None => writeln!(
             out,
             "no --vocab was given, and none lies beside the checkpoint: fill-mask needs {} beside the weights",
             model::VOCAB
-        )?;
+        )?,
     }
     Ok(exit::DONE)
 }

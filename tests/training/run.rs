@@ -273,12 +273,12 @@ fn a_batch_that_overflows_is_skipped_and_the_others_train() {
     (config.data.prepare.eval_fraction, config.data.prepare.short_seq_prob) = (0.0, 0.0);
     config.model.vocab_size = 18;
     let table = engine::table::TensorTable::new(&config.model);
-    let mut weights = engine::model::init::weights(&table, 0.02, 1);
+    let mut weights = engine::model::init::weights(&table, 0.02, 1).unwrap();
     let positions = table.find("bert.embeddings.position_embeddings.weight").unwrap().range();
     weights[positions][24 * 16..].fill(3e38);
     let start = dir.path().join("start");
-    engine::checkpoint::hf::export(&start, &config.model, &table, &weights, &dir.path().join("vocab.txt"))
-        .unwrap();
+    let vocab = engine::data::vocab::Vocab::load(&dir.path().join("vocab.txt")).unwrap();
+    engine::checkpoint::hf::export(&start, &config.model, &table, &weights, &vocab, Default::default()).unwrap();
     config.model.init_from = Some(start);
     config.train.on_nonfinite = engine::config::OnNonFinite::Skip;
     config.train.eval_every = 0;

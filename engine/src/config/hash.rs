@@ -11,7 +11,15 @@ const SECTIONS: [&str; 3] = ["model", "optimizer", "schedule"];
 const TRAIN: [&str; 5] = ["seed", "steps", "batch_sequences", "batch_tokens", "accumulation"];
 /// Keys of these sections that did not exist when the first checkpoints were written. At its default such a key is left
 /// out of the hash, so that checkpoints written before it existed still belong to their configuration.
-const ADDED_LATER: [&str; 2] = ["model.resize_vocab", "model.extend_positions"];
+const ADDED_LATER: [&str; 7] = [
+    "model.resize_vocab",
+    "model.extend_positions",
+    "data.prepare.text_field",
+    "data.prepare.skip_bad",
+    "data.prepare.lowercase",
+    "data.prepare.strip_accents",
+    "data.prepare.tokenize_chinese_chars",
+];
 
 impl Config {
     /// SHA-256, in hexadecimal, of everything that defines the result of training: two configurations of one hash

@@ -129,10 +129,17 @@ pub struct PrepareConfig {
     pub text_field: Option<String>,
     /// Leave bad rows out and count them, instead of ending at the first.
     pub skip_bad: bool,
-    /// vocab.txt; or else `train_vocab`.
+    /// vocab.txt, a tokenizer.json or a model's folder; or else `train_vocab`.
     pub vocab: Option<PathBuf>,
     /// Train a WordPiece vocabulary of this many tokens on the input.
     pub train_vocab: Option<usize>,
+    /// Text becomes lower case; where it is not given, what the files beside the vocabulary say, or what its tokens tell. A
+    /// vocabulary that is trained is uncased.
+    pub lowercase: Option<bool>,
+    /// Accents are removed; where it is not given, what the files beside the vocabulary say, or the value of `lowercase`.
+    pub strip_accents: Option<bool>,
+    /// Each Chinese character is a word of its own; where it is not given, what the files beside the vocabulary say, or true.
+    pub tokenize_chinese_chars: Option<bool>,
     /// Tokens of the longest sequence, [CLS] and [SEP] included.
     pub max_seq_length: usize,
     /// What a line of plain text is.
@@ -486,6 +493,9 @@ impl Default for PrepareConfig {
             skip_bad: false,
             vocab: None,
             train_vocab: None,
+            lowercase: None,
+            strip_accents: None,
+            tokenize_chinese_chars: None,
             max_seq_length: 512,
             split: Split::Lines,
             nsp: true,

@@ -360,6 +360,18 @@ fn a_recipe_gives_the_defaults_of_the_keys_beside_it() {
 }
 
 #[test]
+fn the_tokenizers_keys_are_known_and_change_the_hash_only_where_they_are_given() {
+    let plain = set(&[]).unwrap();
+    let given = set(&["data.prepare.lowercase=false", "data.prepare.strip_accents=true"]).unwrap();
+    assert_eq!((given.data.prepare.lowercase, given.data.prepare.strip_accents), (Some(false), Some(true)));
+    assert_eq!(load(&given.to_toml().unwrap(), &[]).unwrap(), given);
+    assert_ne!(given.hash(), plain.hash());
+    let back = set(&["data.prepare.lowercase=false", "data.prepare.lowercase="]).unwrap();
+    assert_eq!(back.hash(), plain.hash());
+    assert!(set(&["data.prepare.lowercase=yes"]).unwrap_err().contains("is not true or false"));
+}
+
+#[test]
 fn what_contradicts_the_recipe_is_refused() {
     let mlperf = "data.prepare.recipe=mlperf";
     for (overrides, want) in [

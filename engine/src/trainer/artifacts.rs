@@ -5,7 +5,7 @@ use super::resume::history;
 use super::setup::Setup;
 use crate::checkpoint::{self, TrainState, hf};
 use crate::config::{Config, OptimizerKind};
-use crate::data::shards::{Manifest, VOCAB};
+use crate::data::shards::Manifest;
 use crate::dist::{Control, Group};
 use crate::metrics::{EvalRecord, MetricsLog, TrainRecord};
 use crate::mllog::{MlLog, keys};
@@ -170,7 +170,8 @@ impl Artifacts {
         let Setup { config, bert, state, train, .. } = setup;
         let run = &config.train.run;
         let model = run.join("model");
-        hf::export(&model, &config.model, bert.table(), weights, &train.dir().join(VOCAB))?;
+        let tokenizer = train.manifest().tokenizer();
+        hf::export(&model, &config.model, bert.table(), weights, train.vocab(), tokenizer)?;
         let entropy = train.manifest().unigram_entropy;
         let reached = match (&self.last_eval, &self.last_train) {
             (Some(e), _) => format!(

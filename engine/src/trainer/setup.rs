@@ -103,7 +103,11 @@ pub fn prepare<B: Backend<Acc = f32>>(
     })?;
     let config = Config::from_toml(&text)?;
     let manifest = Manifest::load(&config.data.dir)?;
-    group.agree(&[("vocabulary", manifest.vocab_sha256.clone()), ("prepared data", manifest.data_hash())])?;
+    group.agree(&[
+        ("vocabulary", manifest.vocab_sha256.clone()),
+        ("tokenizer", manifest.tokenizer().to_string()),
+        ("prepared data", manifest.data_hash()),
+    ])?;
     // MLPerf's clock starts before the data is touched: there, only the manifest and the vocabulary are read here.
     let opened = if options.mlperf.is_none() { Some(Data::open(group, &config)?) } else { None };
 
@@ -354,6 +358,10 @@ fn prepare_data(config: &Config, observer: &mut dyn Observer) -> Result<()> {
                 dir.display()
             ),
         ));
+    }
+    // What is wrong with it, the preparation says, after what is wrong with the input.
+    if let Ok(tokenization) = prepare::tokenization(wanted) {
+        observer.message(&tokenization.told);
     }
     let threads = rayon::current_num_threads();
     let observer = Mutex::new(observer);

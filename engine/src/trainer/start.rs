@@ -6,6 +6,7 @@ use super::setup::begun_from;
 use crate::checkpoint::hf::{self, Imported};
 use crate::config::{Config, Extension, ModelConfig, NewRows};
 use crate::data::shards::{Manifest, VOCAB};
+use crate::data::tokenize::TokenizerFiles;
 use crate::data::vocab::Vocab;
 use crate::model::init;
 use crate::model::resize::Resize;
@@ -343,11 +344,15 @@ impl Tokens {
 /// # Errors
 /// One with other tokens.
 fn known_beside(config: &Config, manifest: &Manifest, dir: &Path) -> Result<Option<usize>> {
-    let file = dir.join(VOCAB);
-    if !file.is_file() {
-        return Ok(None);
+    let Some(tokenizer) = TokenizerFiles::of_model(dir)? else { return Ok(None) };
+    let remedy = format!("prepare the data with the model's vocabulary, --vocab {}", dir.display());
+    if let Some((key, there, here)) = tokenizer.settings.difference(&manifest.tokenizer()) {
+        return Err(Error::file(
+            dir,
+            format!("{key} is {there} ({}), the data was prepared with {here}; {remedy}", tokenizer.source),
+        ));
     }
-    let theirs = Vocab::load(&file)?;
+    let theirs = &tokenizer.vocab;
     if theirs.sha256() == manifest.vocab_sha256 {
         return Ok(Some(theirs.len()));
     }
@@ -360,10 +365,9 @@ fn known_beside(config: &Config, manifest: &Manifest, dir: &Path) -> Result<Opti
     };
     let (theirs, ours) = (theirs.len(), ours.len());
     Err(Error::file(
-        file,
+        &tokenizer.path,
         format!(
-            "is not the data's vocabulary: it has {theirs} tokens, the data's {ours}; {difference}; prepare the data with \
-             this one"
+            "is not the data's vocabulary: it has {theirs} tokens, the data's {ours}; {difference}; {remedy}"
         ),
     ))
 }

@@ -12,6 +12,7 @@ use crate::{exit, format, model};
 use anyhow::bail;
 use engine::checkpoint::import::Framework;
 use engine::checkpoint::{self, hf};
+use engine::data::tokenize::TokenizerFiles;
 use std::io::Write;
 use std::path::Path;
 
@@ -70,6 +71,11 @@ fn file(path: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
 fn model_folder(path: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
     let imported = hf::import(path)?;
     writeln!(out, "{}", model::describe(&imported.model, imported.table.parameters()))?;
+    match TokenizerFiles::of_model(path) {
+        Ok(Some(tokenizer)) => writeln!(out, "tokenizer: {}", tokenizer.describe())?,
+        Ok(None) => {}
+        Err(error) => writeln!(out, "tokenizer: {error}")?,
+    }
     for (names, what) in [(&imported.missing, "missing"), (&imported.ignored, "not part of the model")] {
         if !names.is_empty() {
             writeln!(out, "{what}: {}", names.join(", "))?;

@@ -4,6 +4,10 @@ use super::super::staging::{Staging, write_file};
 use super::super::{CONFIG, MODEL, tensor_file, views};
 use super::config;
 use crate::config::ModelConfig;
+use crate::data::shards::VOCAB;
+use crate::data::tokenize::TokenizerSettings;
+use crate::data::tokenize::files::TOKENIZER_CONFIG;
+use crate::data::vocab::Vocab;
 use crate::error::{During, Error, Result};
 use crate::files::check_vacant;
 use crate::table::TensorTable;
@@ -11,8 +15,6 @@ use serde_json::json;
 use std::fs;
 use std::path::Path;
 
-const VOCAB: &str = "vocab.txt";
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// What a model folder holds.
 const FILES: [&str; 4] = [CONFIG, MODEL, VOCAB, TOKENIZER_CONFIG];
 
@@ -30,31 +32,42 @@ pub fn export(
     model: &ModelConfig,
     table: &TensorTable,
     weights: &[f32],
-    vocab_file: &Path,
+    vocab: &Vocab,
+    tokenizer: TokenizerSettings,
 ) -> Result<()> {
     assert_eq!(weights.len(), table.len, "weights have the table's length");
-    let vocab = read_vocab(vocab_file, model)?;
+    check_size(vocab, model)?;
     replaceable(dir)?;
     let staging = Staging::new(dir)?;
-    write(&staging, model, views("", table, weights), Some(vocab))?;
+    write(&staging, model, views("", table, weights), Some(vocab), Some(tokenizer))?;
     staging.commit()?;
     Ok(())
 }
 
 /// As [`export`] with some of the tensors `(name, shape, elements)` of a model, with or without a vocabulary, and where
-/// nothing is yet.
+/// nothing is yet. Where nobody knows how text is normalized, there is no tokenizer_config.json.
 pub(in crate::checkpoint) fn export_new(
     dir: &Path,
     model: &ModelConfig,
     tensors: Vec<(String, &[usize], &[f32])>,
-    vocab_file: Option<&Path>,
+    vocab: Option<&Vocab>,
+    tokenizer: Option<TokenizerSettings>,
 ) -> Result<()> {
-    let vocab = vocab_file.map(|path| read_vocab(path, model)).transpose()?;
+    vocab.map_or(Ok(()), |vocab| check_size(vocab, model))?;
     vacant(dir)?;
     let staging = Staging::fresh(dir, &FILES)?;
-    write(&staging, model, tensors, vocab)?;
+    write(&staging, model, tensors, vocab, tokenizer)?;
     staging.commit_fresh()?;
     Ok(())
+}
+
+fn check_size(vocab: &Vocab, model: &ModelConfig) -> Result<()> {
+    let (count, size) = (vocab.len(), model.vocab_size);
+    if count <= size {
+        return Ok(());
+    }
+    let what = "use the vocabulary that the data was prepared with";
+    Err(Error::config("vocabulary", format!("has {count} tokens, the model {size}; {what}")))
 }
 
 /// Refuses a folder that [`export_new`] would refuse.
@@ -66,35 +79,19 @@ fn write(
     staging: &Staging,
     model: &ModelConfig,
     tensors: Vec<(String, &[usize], &[f32])>,
-    vocab: Option<(Vec<u8>, usize)>,
+    vocab: Option<&Vocab>,
+    tokenizer: Option<TokenizerSettings>,
 ) -> Result<()> {
-    let pad = vocab.as_ref().map_or(0, |(_, pad)| *pad);
     let at = |name: &str| staging.path().join(name);
     tensor_file::write(&at(MODEL), ("format", "pt"), &tensors)?;
-    write_file(&at(CONFIG), &config::to_bytes(model, pad))?;
-    if let Some((vocab, _)) = vocab {
-        write_file(&at(VOCAB), &vocab)?;
+    write_file(&at(CONFIG), &config::to_bytes(model, vocab.map_or(0, |vocab| vocab.pad as usize)))?;
+    if let Some(vocab) = vocab {
+        write_file(&at(VOCAB), vocab.to_text().as_bytes())?;
     }
-    write_file(&at(TOKENIZER_CONFIG), &tokenizer_config(model))?;
+    if let Some(tokenizer) = tokenizer {
+        write_file(&at(TOKENIZER_CONFIG), &tokenizer_config(model, tokenizer))?;
+    }
     Ok(())
-}
-
-/// A vocabulary's bytes and the number of its padding token.
-fn read_vocab(vocab_file: &Path, model: &ModelConfig) -> Result<(Vec<u8>, usize)> {
-    let vocab = fs::read(vocab_file).during("cannot read", vocab_file)?;
-    let lines = vocab.split(|&b| b == b'\n').map(|l| l.strip_suffix(b"\r").unwrap_or(l));
-    let count = lines.clone().count() - usize::from(vocab.is_empty() || vocab.ends_with(b"\n"));
-    if count > model.vocab_size {
-        let size = model.vocab_size;
-        return Err(Error::file(
-            vocab_file,
-            format!(
-                "has {count} tokens, the model {size}; use the vocabulary that the data was prepared with"
-            ),
-        ));
-    }
-    let pad = lines.clone().position(|l| l == b"[PAD]").unwrap_or(0);
-    Ok((vocab, pad))
 }
 
 /// Refuses to replace a folder in which anything lies that [`export`] does not write.
@@ -118,12 +115,12 @@ pub(crate) fn replaceable(dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn tokenizer_config(model: &ModelConfig) -> Vec<u8> {
+fn tokenizer_config(model: &ModelConfig, tokenizer: TokenizerSettings) -> Vec<u8> {
     let json = json!({
         "tokenizer_class": "BertTokenizer",
-        "do_lower_case": true,
-        "tokenize_chinese_chars": true,
-        "strip_accents": null,
+        "do_lower_case": tokenizer.lowercase,
+        "tokenize_chinese_chars": tokenizer.tokenize_chinese_chars,
+        "strip_accents": tokenizer.strip_accents_or_null(),
         "model_max_length": model.max_positions,
         "unk_token": "[UNK]",
         "sep_token": "[SEP]",

@@ -4,6 +4,8 @@ use super::*;
 use crate::checkpoint::tests::{numbers, small_model};
 use crate::checkpoint::{CONFIG, MODEL};
 use crate::config::ModelConfig;
+use crate::data::tokenize::TokenizerSettings;
+use crate::data::vocab::Vocab;
 use crate::table::TensorTable;
 use half::{bf16, f16};
 use kernels::backend::Gelu;
@@ -43,7 +45,8 @@ impl Folder {
     }
 
     fn export(&self) -> crate::Result<()> {
-        export(&self.path(), &self.model, &self.table, &self.weights, &self.vocab())
+        let vocab = Vocab::load(&self.vocab()).unwrap();
+        export(&self.path(), &self.model, &self.table, &self.weights, &vocab, TokenizerSettings::UNCASED)
     }
 
     /// Sets a field of config.json, or removes it.
@@ -122,7 +125,7 @@ fn a_folder_that_holds_anything_else_is_not_replaced() {
 #[test]
 fn a_vocabulary_longer_than_the_models_is_refused() {
     let folder = Folder::exported();
-    fs::write(folder.vocab(), "x\n".repeat(12)).unwrap();
+    fs::write(folder.vocab(), "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\nc\nd\ne\nf\ng\n").unwrap();
     let error = folder.export().unwrap_err().to_string();
     assert!(error.contains("has 12 tokens, the model 11"), "{error}");
 }

@@ -24,8 +24,8 @@ pub use source::{Dtype, Stored};
 
 use super::hf;
 use crate::config::ModelConfig;
-use crate::data::vocab::Vocab;
-use crate::error::Result;
+use crate::data::tokenize::{PartialSettings, TokenizerFiles};
+use crate::error::{Error, Result};
 use crate::table::TensorTable;
 use bundle::Bundle;
 use kernels::backend::Gelu;
@@ -49,8 +49,9 @@ pub struct Options {
     /// The model's configuration, config.json or bert_config.json: compared with the tensors, and the source of the
     /// number of heads and the dropouts. Without one, what lies beside the checkpoint.
     pub config: Option<PathBuf>,
-    /// vocab.txt, for the folder; rows of padding behind its tokens are cut off. Without one, what lies beside the
-    /// checkpoint.
+    /// vocab.txt, a tokenizer.json or a folder with one, for the model's folder; rows of padding behind its tokens are cut
+    /// off. Without one, what lies beside the checkpoint. How its text is normalized the files beside it or beside the
+    /// checkpoint say, or else its tokens.
     pub vocab: Option<PathBuf>,
     /// The activation, whatever the configuration says.
     pub gelu: Option<Gelu>,
@@ -87,6 +88,8 @@ pub struct Converted {
     pub vocab: Option<PathBuf>,
     /// Whether the format has checksums; then those of all tensors read were right.
     pub has_checksums: bool,
+    /// Its vocabulary and tokenizer, if there is one.
+    pub tokenizer: Option<TokenizerFiles>,
 }
 
 fn open(framework: Framework, path: &Path) -> Result<Box<dyn Source>> {
@@ -124,8 +127,8 @@ pub fn read(framework: Framework, path: &Path, options: &Options) -> Result<Conv
     let path = locate::checkpoint(framework, path)?;
     let config = options.config.clone().or_else(|| locate::config_beside(framework, &path));
     let vocab = options.vocab.clone().or_else(|| locate::vocab_beside(&path));
-    let tokens =
-        vocab.as_deref().map(|file| Vocab::load(file).map(|vocab| (file, vocab.len()))).transpose()?;
+    let tokenizer = vocab.as_deref().map(|vocab| load_tokenizer(vocab, &path)).transpose()?;
+    let tokens = vocab.as_deref().zip(tokenizer.as_ref()).map(|(file, t)| (file, t.vocab.len()));
     let mut source = open(framework, &path)?;
     let given = Given { config: config.as_deref(), vocab: tokens, keep_padding: options.keep_padding };
     let mut plan = Plan::new(source.as_mut(), role_of(framework), &given)?;
@@ -153,7 +156,17 @@ pub fn read(framework: Framework, path: &Path, options: &Options) -> Result<Conv
         path,
         config,
         vocab,
+        tokenizer,
     })
+}
+
+/// A vocabulary and how its text is normalized, which the files beside the checkpoint may say too.
+fn load_tokenizer(vocab: &Path, checkpoint: &Path) -> Result<TokenizerFiles> {
+    let files = TokenizerFiles::load(vocab, checkpoint.parent(), PartialSettings::default())?;
+    match files.contradiction() {
+        Some(what) => Err(Error::config("--vocab", format!("{what}; correct the file that says otherwise"))),
+        None => Ok(files),
+    }
 }
 
 impl Converted {
@@ -165,7 +178,8 @@ impl Converted {
     pub fn export(&self, dir: &Path) -> Result<()> {
         let mut tensors = super::views("", &self.table, &self.weights);
         tensors.retain(|(name, _, _)| !self.missing.contains(name));
-        hf::export_new(dir, &self.model, tensors, self.vocab.as_deref())
+        let (vocab, settings) = self.tokenizer.as_ref().map(|t| (&t.vocab, t.settings)).unzip();
+        hf::export_new(dir, &self.model, tensors, vocab, settings)
     }
 }
 

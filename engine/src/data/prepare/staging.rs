@@ -4,6 +4,7 @@ use super::part::PART;
 use crate::config::PrepareConfig;
 use crate::data::input::SPOOLED;
 use crate::data::shards::{Dataset, InputRecord, MANIFEST, Manifest, SplitName, VOCAB};
+use crate::data::tokenize::TokenizerSettings;
 use crate::data::vocab::Vocab;
 use crate::error::{During, Error, Result};
 use crate::files::{behind_link, check_no_mount};
@@ -188,12 +189,19 @@ pub(super) fn difference(found: &Manifest, wanted: &Manifest, vocab: Option<&Voc
     }
     match option_difference(&found.options, &wanted.options) {
         Some((key, there, here)) => Some(format!("{key} is {there} there and {here} here")),
-        None => source_difference(found, &wanted.inputs, vocab),
+        None => source_difference(found, &wanted.inputs, vocab)
+            .or_else(|| tokenizer_difference(found, wanted.tokenizer())),
     }
 }
 
+/// How text is normalized otherwise, if it is.
+pub(in crate::data) fn tokenizer_difference(found: &Manifest, wanted: TokenizerSettings) -> Option<String> {
+    let (key, there, here) = found.tokenizer().difference(&wanted)?;
+    Some(format!("{key} is {there} there and {here} here"))
+}
+
 /// The first option that makes other data: its name, its value there and here. Where text and vocabulary lie makes no
-/// difference.
+/// difference, and what became of the options of the tokenizer the manifest says.
 pub(super) fn option_difference(
     there: &PrepareConfig,
     here: &PrepareConfig,
@@ -203,6 +211,7 @@ pub(super) fn option_difference(
         (options.input, options.vocab, options.eval_input) = (Vec::new(), None, None);
         // Without a name it is that of old; what was left out, the manifest says.
         (options.text_field, options.skip_bad) = (Some(options.field().to_owned()), false);
+        (options.lowercase, options.strip_accents, options.tokenize_chinese_chars) = (None, None, None);
         serde_json::to_value(options).unwrap_or_default()
     };
     let (there, here) = (options(there), options(here));

@@ -5,6 +5,7 @@ use crate::data::import::example::{Example, Shape};
 use crate::data::import::hdf5::Table;
 use crate::data::import::record::{Masked, Store};
 use crate::data::shards::Columns;
+use crate::data::vocab::Vocab;
 use crate::metrics::masked_crc;
 use proptest::prelude::*;
 use std::sync::LazyLock;
