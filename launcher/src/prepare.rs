@@ -12,6 +12,7 @@ use std::time::Instant;
 
 /// Prepares all or a part, or merges parts, and prints what was made and how fast.
 pub fn run(args: &PrepareArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
+    crate::start_threads(args.threads)?;
     let config = args.config();
     let bar = PrepareBar::new();
     let started = Instant::now();
@@ -103,9 +104,8 @@ fn print_remarks(manifest: &Manifest, out: &mut dyn Write) -> anyhow::Result<()>
              lines or files, or give --no-nsp"
         )?;
     }
-    if manifest.invalid_utf8 > 0 {
-        let count = format::count(manifest.invalid_utf8);
-        writeln!(out, "{count} stretches of bytes were not UTF-8 and were replaced by U+FFFD")?;
+    for line in manifest.remarks() {
+        writeln!(out, "{line}")?;
     }
     Ok(())
 }
@@ -118,6 +118,7 @@ fn as_option(error: Error) -> Error {
             let key = name.map_or(key.clone(), |name| format!("--{}", name.replace('_', "-")));
             Error::Config { key, what: with_options(&what) }
         }
+        Error::File { path, what } => Error::File { path, what: with_options(&what) },
         other => other,
     }
 }

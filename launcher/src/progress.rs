@@ -132,6 +132,7 @@ impl PrepareBar {
         let bytes_per_second = p.bytes_read.saturating_sub(state.first_bytes) as f64 / seconds;
         let rate = short(bytes_per_second);
         let done = match p.phase {
+            Phase::Receiving => format!("reading the pipe, {rate}B/s"),
             Phase::Vocabulary => format!("counting words, {rate}B/s"),
             Phase::Waiting => "waiting for another process that prepares this data".to_owned(),
             Phase::Sequences => format!("preparing: {} sequences, {rate}B/s", count(p.sequences)),

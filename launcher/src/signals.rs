@@ -2,6 +2,7 @@
 //! step, the second ends the process; at any other time the first one ends it.
 
 use crate::exit;
+use kernels::limits;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -37,12 +38,12 @@ pub fn before_end(f: impl Fn(i32) + Send + Sync + 'static) {
 /// Watches for signals on a thread of its own, and says so if this process `speaks`.
 ///
 /// # Errors
-/// If the system refuses the handlers.
+/// If the system refuses the handlers or the thread.
 pub fn watch(speaks: bool) -> anyhow::Result<()> {
     let ignored = ignored();
     let wanted = ENDING.into_iter().filter(|&n| ignored & (1 << (n - 1)) == 0);
     let mut signals = Signals::new(wanted).map_err(|e| anyhow::anyhow!("cannot watch for signals: {e}"))?;
-    std::thread::spawn(move || {
+    start(move || {
         for number in signals.forever() {
             if !TRAINING.load(Ordering::SeqCst) || STOP.swap(number, Ordering::SeqCst) != 0 {
                 if let Some(f) = BEFORE_END.get() {
@@ -61,21 +62,25 @@ pub fn watch(speaks: bool) -> anyhow::Result<()> {
                 "{name}: ending with a checkpoint of the last whole step; again to end at once"
             ));
         }
-    });
-    Ok(())
+    })
 }
 
 /// The signals that come to this process, for it to pass on. It does not end by them.
 ///
 /// # Errors
-/// If the system refuses the handlers.
+/// If the system refuses the handlers or the thread.
 pub fn pass_on() -> anyhow::Result<std::sync::mpsc::Receiver<i32>> {
     let ignored = ignored();
     let wanted = ENDING.into_iter().filter(|&n| ignored & (1 << (n - 1)) == 0);
     let mut signals = Signals::new(wanted).map_err(|e| anyhow::anyhow!("cannot watch for signals: {e}"))?;
     let (send, receive) = std::sync::mpsc::channel();
-    std::thread::spawn(move || signals.forever().take_while(|&n| send.send(n).is_ok()).for_each(drop));
+    start(move || signals.forever().take_while(|&n| send.send(n).is_ok()).for_each(drop))?;
     Ok(receive)
+}
+
+fn start(f: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+    let started = std::thread::Builder::new().name("signals".to_owned()).spawn(f);
+    started.map(drop).map_err(|e| anyhow::anyhow!(limits::refused("the thread that watches for signals", &e)))
 }
 
 /// A write beyond the limit on the size of files (`ulimit -f`) fails, which names the file, instead of ending the

@@ -7,10 +7,13 @@ mod import;
 mod import_model;
 pub mod mlperf;
 mod mlperf_data;
+mod nonsense;
+mod overwrite;
 mod parts;
 mod plan;
 mod sharing;
 mod signals;
+mod text_input;
 mod usage;
 
 use std::fmt::Write;

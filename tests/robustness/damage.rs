@@ -211,7 +211,7 @@ fn data_and_models_of_another_vocabulary() {
     // a model beside whose weights another vocabulary lies
     let from_data = "--data other --run new --set data.prepare.input=[] --set data.prepare.vocab=";
     let said = message(place.line(&format!("{TRAIN} {from_data} --set model.init_from=run/model")));
-    says(&said, &["run/model/vocab.txt", "sha256", "prepare the data"]);
+    says(&said, &["run/model/vocab.txt", "is `cat`, there it is `dog`", "prepare the data"]);
     // the same folder, other data: it is not the run's
     place.line(&format!("{prepare} --vocab vocab.txt --out more --seed 9")).done();
     let ours = "--set data.prepare.input=[] --set data.prepare.vocab=";

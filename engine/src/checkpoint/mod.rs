@@ -10,6 +10,7 @@
 
 pub mod hf;
 pub mod import;
+mod shards;
 pub(crate) mod staging;
 mod tensor_file;
 mod train_state;
@@ -20,6 +21,7 @@ pub use train_state::TrainState;
 use crate::config::ModelConfig;
 use crate::error::{During, Error, Result};
 use crate::table::{Tensor, TensorTable};
+use kernels::cpu::memory::zeros;
 use safetensors::Dtype;
 use staging::{REPLACED, Staging, discard, read_small, recover, write_file};
 use std::collections::{BTreeMap, HashMap};
@@ -122,7 +124,8 @@ pub fn load(path: &Path, model: &ModelConfig, table: &TensorTable) -> Result<Che
     verify(&config, &Digest::of(&bytes), promised(CONFIG)?)?;
     hf::config::parse(&config, &bytes)?.same_model(&config, model)?;
 
-    let (mut weights, mut m, mut v) = (vec![0.0; table.len], vec![0.0; table.len], vec![0.0; table.len]);
+    let [mut weights, mut m, mut v] =
+        [zeros("weights", table.len)?, zeros("moments", table.len)?, zeros("moments", table.len)?];
     read_tables(&path.join(MODEL), promised(MODEL)?, table, &mut [("", &mut weights)])?;
     let mut moments = [(FIRST_MOMENT, m.as_mut_slice()), (SECOND_MOMENT, v.as_mut_slice())];
     read_tables(&path.join(OPTIMIZER), promised(OPTIMIZER)?, table, &mut moments)?;
@@ -257,7 +260,7 @@ pub fn latest(
     if !folder.exists() {
         return Ok(None);
     }
-    recover(&folder)?;
+    recover(&folder, STEP)?;
     let mut refused: Vec<(PathBuf, Error)> = Vec::new();
     for (step, path) in list(run)?.into_iter().rev() {
         let loaded = load(&path, model, table).and_then(|c| match c.state.step {

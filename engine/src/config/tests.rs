@@ -378,3 +378,11 @@ fn what_contradicts_the_recipe_is_refused() {
     assert!(error.ends_with("give it as data.prepare.eval_input"), "{error}");
     assert!(set(&[&text[..], &["data.prepare.eval_input=e.txt"]].concat()).is_ok());
 }
+
+/// The hashes that version 0.1 wrote into its checkpoints. A key that is added since belongs into `ADDED_LATER`.
+#[test]
+fn the_hash_is_the_one_that_the_first_checkpoints_hold() {
+    assert_eq!(Config::default().hash(), "898b916143453bdb67c26c57213f98560fd72c2ab4a04c68c000b745eda1a5c8");
+    let other = set(&["model.preset=tiny", "data.prepare.nsp=false", "schedule.lr=0.002"]).unwrap();
+    assert_eq!(other.hash(), "?");
+}

@@ -13,6 +13,7 @@ use crate::data::shards::Dataset;
 use crate::data::{Batch, LoaderState, Sequence};
 use crate::error::{Error, Result};
 use dealing::deal;
+use kernels::limits;
 use kernels::philox::step_key;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -94,7 +95,7 @@ impl Loader {
         let thread = std::thread::Builder::new()
             .name("loader".into())
             .spawn(run)
-            .map_err(|e| Error::Training(format!("cannot start the loader's thread: {e}")))?;
+            .map_err(|e| Error::Training(limits::refused("the loader's thread", &e)))?;
         Ok(Self { batches: Some(batches), ended, thread: Some(thread) })
     }
 
@@ -237,6 +238,7 @@ impl Maker {
         let slots: Vec<u32> =
             (0..picks.len() as u32).filter(|&slot| ranks[slot as usize] == self.config.rank).collect();
         batch.micro = self.micro_batches(&picks, &slots)?;
+        self.dataset.check_reads()?;
         Ok(batch)
     }
 
@@ -302,6 +304,7 @@ pub fn eval_batches(
                 Ok(masker.eval(&dataset.get(i)?, i as u64))
             };
             let batch = (first..last).map(masked).collect::<Result<Vec<Sequence>>>()?;
+            dataset.check_reads()?;
             Ok(Batch::pack(&batch, first as u32, max_positions as u32))
         });
     error.map(Err).into_iter().chain(batches)

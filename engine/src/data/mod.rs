@@ -16,6 +16,7 @@ pub mod tokenize;
 pub mod vocab;
 
 pub use batch::{Batch, GroupedRows, Sequence};
+pub use input::{LeftOut, Omitted};
 pub use loader::{GlobalBatch, Loader, LoaderConfig};
 pub use shards::{Dataset, Manifest, SplitName};
 

@@ -14,11 +14,12 @@ pub use part::{Part, PartOf, prepare_part};
 pub(crate) use standard::BUDGET;
 
 use crate::config::{PrepareConfig, Recipe};
-use crate::data::input::{self, InputFile};
+use crate::data::input::{self, InputFile, Remark, Spool, any_stream};
 use crate::data::recipe;
 use crate::data::shards::{InputRecord, Manifest, VOCAB};
 use crate::data::vocab::{Vocab, train_files};
 use crate::error::{During, Error, Result};
+use crate::files::check_utf8;
 use part::{Outcome, Share, Work};
 use staging::Staging;
 use std::path::Path;
@@ -26,6 +27,8 @@ use std::path::Path;
 /// What preparation is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
+    /// Reading a pipe into a file.
+    Receiving,
     /// Counting words to train a vocabulary.
     Vocabulary,
     /// Making sequences.
@@ -77,17 +80,20 @@ pub fn prepare(
 ) -> Result<Manifest> {
     check(config)?;
     let threads = cores(threads);
-    let files = list(config)?;
     let vocab = config.vocab.as_deref().map(Vocab::load).transpose()?;
+    let early = early_staging(config, out, progress)?;
+    let files = list(config, early.as_ref(), progress)?;
     let mut manifest = Manifest::new(config, records(&files));
     if let Some(existing) = staging::existing(out, &manifest, vocab.as_ref())? {
         return Ok(existing);
     }
-    let staging = Staging::create(out, &|| progress(&PrepareProgress::new(Phase::Waiting, &files)))?;
+    let waiting = || progress(&PrepareProgress::new(Phase::Waiting, &files));
+    let staging = early.map_or_else(|| Staging::create(out, &waiting), Ok)?;
     // Another process may have made it meanwhile.
     if let Some(existing) = staging::existing(out, &manifest, vocab.as_ref())? {
         return Ok(existing);
     }
+    say_remarks(&files);
     let dir = staging.path();
     let vocab = match (vocab, config.train_vocab) {
         (Some(vocab), _) => vocab,
@@ -102,8 +108,42 @@ pub fn prepare(
     let outcome = make_sequences(&work)?;
     fill(&mut manifest, outcome)?;
     manifest.save(dir)?;
+    files.iter().try_for_each(InputFile::remove_spooled)?;
     staging.finish(out)?;
     Ok(manifest)
+}
+
+/// The staging folder, where some of the input comes through a pipe: that is read once, into this folder, before anything
+/// else.
+fn early_staging(
+    config: &PrepareConfig,
+    out: &Path,
+    progress: &(dyn Fn(&PrepareProgress) + Sync),
+) -> Result<Option<Staging>> {
+    let waiting = || progress(&PrepareProgress::new(Phase::Waiting, &[]));
+    let streams = any_stream(config.input.iter().chain(&config.eval_input));
+    streams.then(|| Staging::create(out, &waiting)).transpose()
+}
+
+/// Says once how files are read of which the user may think otherwise.
+fn say_remarks(files: &[InputFile]) {
+    for (remark, what) in [
+        (
+            Remark::LooksLikeJson,
+            "the lines look like JSON objects and are trained on as text, names and braces too; name the file .jsonl to \
+             read one field",
+        ),
+        (Remark::ReadAsJson, "the lines are JSON objects, so the file is read as JSON Lines"),
+    ] {
+        let mut such = files.iter().filter(|file| file.remark == Some(remark));
+        if let Some(first) = such.next() {
+            let more = match such.count() {
+                0 => String::new(),
+                more => format!(" ({more} more such files)"),
+            };
+            tracing::warn!("{}: {what}{more}", first.path.display());
+        }
+    }
 }
 
 /// As many threads as asked for, or one a core for 0.
@@ -135,6 +175,7 @@ fn make_sequences(work: &Work<'_>) -> Result<Outcome> {
 fn fill(manifest: &mut Manifest, outcome: Outcome) -> Result<()> {
     manifest.documents = outcome.documents;
     manifest.invalid_utf8 = outcome.invalid_utf8;
+    manifest.omitted = outcome.omitted;
     manifest.unigram_entropy = entropy(&outcome.unigrams);
     (manifest.train, manifest.eval) = (outcome.train, outcome.eval);
     match (manifest.train.sequences, manifest.inputs.first()) {
@@ -143,7 +184,8 @@ fn fill(manifest: &mut Manifest, outcome: Outcome) -> Result<()> {
                 Recipe::Standard => "the input holds no text; give files with words in them",
                 Recipe::Mlperf => recipe::NO_TEXT,
             };
-            Err(Error::file(&input.path, what))
+            let remarks = manifest.remarks().into_iter().map(|line| format!(" ({line})")).collect::<String>();
+            Err(Error::file(&input.path, format!("{what}{remarks}")))
         }
         _ => Ok(()),
     }
@@ -157,8 +199,13 @@ pub(crate) fn outdated(dir: &Path, config: &PrepareConfig) -> Result<Option<(Str
         return Ok(Some((key, format!("is {here}, but {dir} was prepared with {there}"))));
     }
     let vocab = config.vocab.as_deref().filter(|path| path.exists()).map(Vocab::load).transpose()?;
-    let inputs = match config.input.iter().chain(&config.eval_input).all(|path| path.exists()) {
-        true => records(&list(config)?),
+    if manifest.omitted.left_out > 0 && !config.skip_bad {
+        return Ok(Some(("skip_bad".into(), format!("is false, but bad rows were left out of {dir}"))));
+    }
+    let paths = config.input.iter().chain(&config.eval_input);
+    // What came through a pipe is gone.
+    let inputs = match paths.clone().all(|path| path.exists()) && !any_stream(paths) {
+        true => records(&list(config, None, &|_| ())?),
         false => manifest.inputs.clone(),
     };
     let what = staging::source_difference(manifest, &inputs, vocab.as_ref());
@@ -166,14 +213,24 @@ pub(crate) fn outdated(dir: &Path, config: &PrepareConfig) -> Result<Option<(Str
 }
 
 /// All files that the data is made of: the input, then the evaluation text if there is one.
-fn list(config: &PrepareConfig) -> Result<Vec<InputFile>> {
-    let mut files = input::list(&config.input)?;
+fn list(
+    config: &PrepareConfig,
+    staging: Option<&Staging>,
+    progress: &(dyn Fn(&PrepareProgress) + Sync),
+) -> Result<Vec<InputFile>> {
+    let received = |bytes| {
+        let done = PrepareProgress::new(Phase::Receiving, &[]);
+        progress(&PrepareProgress { bytes_read: bytes, bytes_total: bytes, ..done });
+    };
+    let spool = Spool::new(staging.map(Staging::path), &received);
+    let mut files = input::list(&config.input, config, &spool)?;
     if let Some(eval) = &config.eval_input {
         if eval.is_dir() {
             return Err(Error::file(eval, "is a folder; the evaluation text is one file"));
         }
-        files.extend(input::list(std::slice::from_ref(eval))?);
+        files.extend(input::list(std::slice::from_ref(eval), config, &spool)?);
     }
+    files.iter().try_for_each(|file| check_utf8(&file.path))?;
     Ok(files)
 }
 

@@ -11,7 +11,7 @@ pub use activity::{Busy, Limits, Waiting};
 pub use buckets::Buckets;
 pub use control::{Control, End};
 pub use program::program;
-pub use rendezvous::{Address, Meeting, meet};
+pub use rendezvous::{Address, Meeting, meet, random};
 
 use crate::{Error, Result};
 use kernels::Backend;

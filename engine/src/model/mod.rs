@@ -4,6 +4,7 @@ mod embeddings;
 mod heads;
 pub mod init;
 mod layer;
+pub(crate) mod resize;
 mod sums;
 
 pub(crate) use sums::SUMS;
@@ -17,6 +18,7 @@ use crate::table::TensorTable;
 use crate::{Error, Result};
 use kernels::Scalar;
 use kernels::backend::{Accs, AttentionSize, Backend, Dropout, Indices};
+use kernels::cpu::memory::zeros;
 use kernels::philox::{self, DropoutRate, Site};
 
 /// Called after a stage of backward with the device, the stage's number and all gradients.
@@ -174,7 +176,7 @@ impl<B: Backend> Bert<B> {
 
     /// Initializes the weights: normal cut at two deviations, biases 0, layernorms 1 and 0; the same for one seed.
     pub fn init(&mut self, seed: u64) -> Result<()> {
-        let weights = init::weights(&self.table, self.config.initializer_range, seed);
+        let weights = init::weights(&self.table, self.config.initializer_range, seed)?;
         self.load_weights(&weights)
     }
 
@@ -196,14 +198,14 @@ impl<B: Backend> Bert<B> {
     /// All master weights, laid out as [`Self::table`] says, as far as this process has them: where several each update a part,
     /// [`crate::optim::Optimizer::weights`] has all.
     pub fn weights(&self) -> Result<Vec<B::Acc>> {
-        let mut host = vec![B::Acc::ZERO; self.table.len];
+        let mut host = zeros("a copy of the weights", self.table.len)?;
         self.backend.download(B::master(&self.weights, 0..self.table.len), &mut host)?;
         Ok(host)
     }
 
     /// All weights as products read them, in the type of the elements.
     pub fn rounded_weights(&self) -> Result<Vec<f64>> {
-        let mut host = vec![0.0; self.table.len];
+        let mut host = zeros("a copy of the weights", self.table.len)?;
         self.backend.download_elems(B::weight(&self.weights, 0..self.table.len), &mut host)?;
         Ok(host)
     }

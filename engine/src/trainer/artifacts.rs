@@ -110,6 +110,10 @@ impl Artifacts {
         group: &mut Group<B>,
         setup: &mut Setup<B>,
     ) -> Result<()> {
+        [Some(&setup.train), setup.eval.as_ref()]
+            .into_iter()
+            .flatten()
+            .try_for_each(|data| data.check_files())?;
         let weights = setup.weights(group)?;
         if self.writes() {
             let _busy = group.control.as_ref().map(Control::busy);

@@ -3,14 +3,15 @@
 use super::artifacts::{log_settings, start_clock};
 use super::data::Data;
 use super::evaluation::EVAL_BATCH;
+use super::places;
 use super::resume::{Changes, history};
+use super::start::resolve_model;
 use super::warm_up::warm_up;
 use super::{Observer, Options};
 use crate::checkpoint::{self, TrainState, hf};
 use crate::config::{Config, ModelConfig};
 use crate::data::prepare;
-use crate::data::shards::{Dataset, MANIFEST, Manifest, VOCAB, Verification};
-use crate::data::vocab::Vocab;
+use crate::data::shards::{Dataset, MANIFEST, Manifest, Verification};
 use crate::dist::Group;
 use crate::error::During;
 use crate::lock::FolderLock;
@@ -23,6 +24,7 @@ use crate::step;
 use crate::table::TensorTable;
 use crate::{Error, Result};
 use kernels::Backend;
+use kernels::cpu::memory::zeros;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -184,7 +186,9 @@ fn from_first<B: Backend<Acc = f32>>(
     mut values: Vec<f32>,
     len: usize,
 ) -> Result<Vec<f32>> {
-    values.resize(len, 0.0);
+    if values.is_empty() {
+        values = zeros("weights and moments of the first process", len)?;
+    }
     group.ranks.send_from_first(backend, &mut values)?;
     Ok(values)
 }
@@ -197,6 +201,7 @@ fn resolve<B: Backend>(
     observer: &mut dyn Observer,
 ) -> Result<Resolved> {
     refuse_used(&config.train.run, options.resume)?;
+    places::check(config)?;
     prepare_data(config, observer)?;
     let manifest = Manifest::load(&config.data.dir)?;
     check_splits(config, &manifest)?;
@@ -258,7 +263,7 @@ fn beginning<B: Backend<Acc = f32>>(
         }
         let seed = config.train.seed;
         let drawn = || init::weights(bert.table(), config.model.initializer_range, seed);
-        let weights = start.unwrap_or_else(drawn);
+        let weights = start.map_or_else(drawn, Ok)?;
         let optimizer = Some(config.optimizer.kind);
         let state = TrainState { seed, optimizer, config_hash, data_hash, ..TrainState::default() };
         tell(changes, &state, config, observer);
@@ -352,109 +357,25 @@ fn prepare_data(config: &Config, observer: &mut dyn Observer) -> Result<()> {
     }
     let threads = rayon::current_num_threads();
     let observer = Mutex::new(observer);
-    prepare::prepare(wanted, dir, threads, &|progress| {
+    let manifest = prepare::prepare(wanted, dir, threads, &|progress| {
         if let Ok(mut observer) = observer.lock() {
             observer.preparing(progress);
         }
     })?;
+    if let Ok(mut observer) = observer.lock() {
+        manifest.remarks().iter().for_each(|line| observer.message(line));
+    }
     Ok(())
 }
 
-/// Fills in the model's vocabulary and, with `init_from`, its sizes and starting weights. A run to go on with has them
-/// already.
-fn resolve_model(
-    config: &mut Config,
-    manifest: &Manifest,
-    resume: bool,
-    observer: &mut dyn Observer,
-) -> Result<Option<Vec<f32>>> {
-    let vocab = manifest.vocab_size;
-    let begun = if resume { begun_from(&config.train.run, config.model.init_from.as_deref())? } else { None };
-    let model = &mut config.model;
-    let mut start = None;
-    if let Some(begun) = begun {
-        let (hidden, attention) = (model.hidden_dropout, model.attention_dropout);
-        *model = ModelConfig { hidden_dropout: hidden, attention_dropout: attention, ..begun };
-    } else if let Some(dir) = model.init_from.clone() {
-        let mut imported = hf::import(&dir)?;
-        imported.check_finite(&dir)?;
-        for name in &imported.missing {
-            observer.message(&format!("{}: no tensor `{name}`: it starts anew", dir.display()));
-        }
-        let (hidden, attention) = (model.hidden_dropout, model.attention_dropout);
-        *model = imported.model;
-        (model.hidden_dropout, model.attention_dropout, model.init_from) = (hidden, attention, Some(dir));
-        let missing = |name: &str| imported.missing.iter().any(|m| m == name);
-        let (table, seed) = (&imported.table, config.train.seed);
-        init::tensors(&mut imported.weights, table, missing, model.initializer_range, seed);
-        start = Some(imported.weights);
-    }
-    if model.vocab_size == 0 {
-        model.vocab_size = vocab;
-    }
-    if model.vocab_size != vocab {
-        return Err(Error::config(
-            "model.vocab_size",
-            format!(
-                "{} differs from the data's vocabulary of {vocab} tokens; leave it out to take the data's, or \
-                 prepare the data with the model's vocabulary",
-                model.vocab_size
-            ),
-        ));
-    }
-    if manifest.options.nsp && model.type_vocab < 2 {
-        return Err(Error::config(
-            "model.type_vocab",
-            format!(
-                "{}, but the data's sequences have two segments; raise it to 2, or prepare with --no-nsp",
-                model.type_vocab
-            ),
-        ));
-    }
-    if let Some(dir) = &model.init_from {
-        same_vocabulary(&dir.join(VOCAB), manifest)?;
-    }
-    let longest = manifest.train.longest.max(manifest.eval.longest);
-    if longest > model.max_positions {
-        return Err(Error::config(
-            "model.max_positions",
-            format!(
-                "{} is less than the data's sequences of up to {longest} tokens; prepare with --max-seq-length {} \
-                 or raise it",
-                model.max_positions, model.max_positions
-            ),
-        ));
-    }
-    config.validate()?;
-    Ok(start)
-}
-
 /// The sizes of the model that a run began with, if it has checkpoints and began from this folder.
-fn begun_from(run: &Path, init_from: Option<&Path>) -> Result<Option<ModelConfig>> {
+pub(super) fn begun_from(run: &Path, init_from: Option<&Path>) -> Result<Option<ModelConfig>> {
     let file = run.join(CONFIG_FILE);
     if init_from.is_none() || !file.exists() || !checkpoint::holds_any(run)? {
         return Ok(None);
     }
     let model = own_config(&file)?.model;
     Ok(Some(model).filter(|model| model.init_from.as_deref() == init_from))
-}
-
-/// Refuses to start from a model whose vocabulary, where one lies beside it, is not the data's.
-fn same_vocabulary(file: &Path, manifest: &Manifest) -> Result<()> {
-    if !file.is_file() {
-        return Ok(());
-    }
-    let (theirs, ours) = (Vocab::load(file)?, &manifest.vocab_sha256);
-    if theirs.sha256() == ours {
-        return Ok(());
-    }
-    let theirs = theirs.sha256();
-    Err(Error::file(
-        file,
-        format!(
-            "is not the data's vocabulary: sha256 {theirs}, the data's {ours}; prepare the data with this one"
-        ),
-    ))
 }
 
 fn is_used(run: &Path) -> Result<bool> {
@@ -484,6 +405,8 @@ fn claim_run_folder(config: &Config, resume: bool) -> Result<(FolderLock, Option
         ));
     };
     refuse_used(run, resume)?;
+    // Again, now that nobody else works here.
+    places::check(config)?;
     hf::replaceable(&run.join("model"))?;
     let changes = if is_used(run)? { same_run(run, config)? } else { None };
     Ok((lock, changes))
@@ -531,7 +454,7 @@ fn write_config(config: &Config, changes: Option<&Changes>, state: &TrainState) 
         Ok(there) if there == text.as_bytes() => return Ok(()),
         Ok(_) if own => {}
         Ok(_) => {
-            let kept = file.with_extension("before.toml");
+            let kept = places::free(&file, "before.toml");
             fs::rename(&file, &kept).during("cannot rename", &file)?;
         }
         Err(e) if e.kind() == ErrorKind::NotFound => {}

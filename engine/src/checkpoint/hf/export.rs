@@ -5,6 +5,7 @@ use super::super::{CONFIG, MODEL, tensor_file, views};
 use super::config;
 use crate::config::ModelConfig;
 use crate::error::{During, Error, Result};
+use crate::files::check_vacant;
 use crate::table::TensorTable;
 use serde_json::json;
 use std::fs;
@@ -16,8 +17,8 @@ const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const FILES: [&str; 4] = [CONFIG, MODEL, VOCAB, TOKENIZER_CONFIG];
 
 /// Writes config.json, model.safetensors, vocab.txt and tokenizer_config.json. The folder appears whole; a model
-/// folder that is there already is replaced. The decoder's weight and bias are tied to the word embeddings and to
-/// `cls.predictions.bias`: they are not stored twice.
+/// folder that is there already is replaced: it is the run's own, which the trainer makes sure of. The decoder's weight
+/// and bias are tied to the word embeddings and to `cls.predictions.bias`: they are not stored twice.
 ///
 /// # Errors
 /// What the system answers; a vocabulary longer than the model's; a folder there that holds something else.
@@ -32,21 +33,42 @@ pub fn export(
     vocab_file: &Path,
 ) -> Result<()> {
     assert_eq!(weights.len(), table.len, "weights have the table's length");
-    export_tensors(dir, model, views("", table, weights), Some(vocab_file))
+    let vocab = read_vocab(vocab_file, model)?;
+    replaceable(dir)?;
+    let staging = Staging::new(dir)?;
+    write(&staging, model, views("", table, weights), Some(vocab))?;
+    staging.commit()?;
+    Ok(())
 }
 
-/// As [`export`] with some of the tensors `(name, shape, elements)` of a model, and with or without a vocabulary.
-pub(in crate::checkpoint) fn export_tensors(
+/// As [`export`] with some of the tensors `(name, shape, elements)` of a model, with or without a vocabulary, and where
+/// nothing is yet.
+pub(in crate::checkpoint) fn export_new(
     dir: &Path,
     model: &ModelConfig,
     tensors: Vec<(String, &[usize], &[f32])>,
     vocab_file: Option<&Path>,
 ) -> Result<()> {
     let vocab = vocab_file.map(|path| read_vocab(path, model)).transpose()?;
-    let pad = vocab.as_ref().map_or(0, |(_, pad)| *pad);
-    replaceable(dir)?;
+    vacant(dir)?;
+    let staging = Staging::fresh(dir, &FILES)?;
+    write(&staging, model, tensors, vocab)?;
+    staging.commit_fresh()?;
+    Ok(())
+}
 
-    let staging = Staging::new(dir)?;
+/// Refuses a folder that [`export_new`] would refuse.
+pub(in crate::checkpoint) fn vacant(dir: &Path) -> Result<()> {
+    check_vacant(dir, "--out")
+}
+
+fn write(
+    staging: &Staging,
+    model: &ModelConfig,
+    tensors: Vec<(String, &[usize], &[f32])>,
+    vocab: Option<(Vec<u8>, usize)>,
+) -> Result<()> {
+    let pad = vocab.as_ref().map_or(0, |(_, pad)| *pad);
     let at = |name: &str| staging.path().join(name);
     tensor_file::write(&at(MODEL), ("format", "pt"), &tensors)?;
     write_file(&at(CONFIG), &config::to_bytes(model, pad))?;
@@ -54,7 +76,6 @@ pub(in crate::checkpoint) fn export_tensors(
         write_file(&at(VOCAB), &vocab)?;
     }
     write_file(&at(TOKENIZER_CONFIG), &tokenizer_config(model))?;
-    staging.commit()?;
     Ok(())
 }
 

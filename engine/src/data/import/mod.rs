@@ -23,6 +23,7 @@ use crate::data::prepare::{Phase, PrepareProgress, entropy};
 use crate::data::shards::{InputRecord, Manifest, VOCAB};
 use crate::data::vocab::Vocab;
 use crate::error::{During, Error, Result};
+use crate::files::check_utf8;
 use files::InputFile;
 use journal::{Identity, Journal};
 use run::{Run, Sizes};
@@ -62,7 +63,7 @@ pub struct Imported {
     pub skipped: Vec<SkippedKind>,
 }
 
-/// Imports into the folder `out`, which appears when it is complete. `threads` 0 is one per core. Data that already lies
+/// Imports into the folder `out`. Sequences without next-sentence labels, all of them, become data without. The folder appears when it is complete. `threads` 0 is one per core. Data that already lies
 /// there whole and was imported from the same files is kept. An import that was killed or failed and is started again
 /// with the same files goes on behind its last closed shard.
 ///
@@ -92,6 +93,12 @@ fn import_in(
     };
     let train = files::list(&config.inputs, config.format)?;
     let eval = files::list(&config.eval, config.format)?;
+    train
+        .iter()
+        .chain(&eval)
+        .map(|file| &file.path)
+        .chain([&config.vocab])
+        .try_for_each(|path| check_utf8(path))?;
     let vocab = Vocab::load(&config.vocab)?;
     let wanted = Wanted { config, train: &train, eval: &eval, vocab: &vocab };
     if let Some(found) = wanted.existing(out)? {
@@ -106,7 +113,8 @@ fn import_in(
         return Ok(found);
     }
     let identity = Identity::new(config, &train, &eval, &vocab);
-    let journal = Journal::load(staging.path(), &identity, &vocab, run.max_seq_length, config.skip_bad)?;
+    let kind = (run.max_seq_length, run.labels());
+    let journal = Journal::load(staging.path(), &identity, &vocab, kind, config.skip_bad)?;
     match journal {
         Some(_) => staging.keep(),
         None => staging.empty()?,
@@ -131,13 +139,13 @@ fn import_in(
 
 /// The options that the manifest names: those that shards and training rely on. How the text became sequences is not
 /// known, so the rest are the defaults.
-fn options(config: &ImportConfig, max_seq_length: usize, max_predictions: usize) -> PrepareConfig {
+fn options(config: &ImportConfig, max_seq_length: usize, max_predictions: usize, nsp: bool) -> PrepareConfig {
     PrepareConfig {
         input: config.inputs.clone(),
         vocab: Some(config.vocab.clone()),
         max_seq_length,
         max_predictions,
-        nsp: true,
+        nsp,
         masking: Masking::Static,
         ..PrepareConfig::default()
     }

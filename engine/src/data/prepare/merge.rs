@@ -140,6 +140,7 @@ fn copy(
         done.bytes_total += bytes(&made.train.shards) + bytes(&made.eval.shards);
         done.documents += made.documents;
         done.invalid_utf8 += made.invalid_utf8;
+        outcome.omitted.add(&made.omitted);
         outcome.unigrams.iter_mut().zip(&made.unigrams).for_each(|(sum, &count)| *sum += count);
         for (writer, split) in writers.iter_mut().zip([&made.train, &made.eval]) {
             writer.append(&Columns::new(vocab.len()), split.documents)?;

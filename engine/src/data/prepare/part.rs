@@ -5,9 +5,12 @@
 //! unit became. There is no manifest, so nobody trains on a part. [`super::merge`] takes the units of all parts in turn.
 
 use super::staging::{self, Staging};
-use super::{Phase, PrepareProgress, check, cores, list, make_sequences, records, save_vocab};
+use super::{
+    Phase, PrepareProgress, check, cores, early_staging, list, make_sequences, records, save_vocab,
+    say_remarks,
+};
 use crate::config::PrepareConfig;
-use crate::data::input::InputFile;
+use crate::data::input::{InputFile, Omitted};
 use crate::data::shards::{Manifest, SplitManifest, VOCAB, verify};
 use crate::data::vocab::Vocab;
 use crate::error::{During, Error, Result};
@@ -122,6 +125,8 @@ pub(in crate::data) struct Outcome {
     pub all_units: u64,
     /// Of the text of all units, where all of it was read: sizes may agree where texts do not. Hexadecimal.
     pub text_xxh3: Option<String>,
+    #[serde(default, skip_serializing_if = "Omitted::is_nothing")]
+    pub omitted: Omitted,
 }
 
 /// A part of the data.
@@ -231,21 +236,25 @@ pub fn prepare_part(
         return Err(Error::config("prepare.train_vocab", what));
     };
     let vocab = Vocab::load(vocab)?;
-    let files = list(config)?;
+    let early = early_staging(config, out, progress)?;
+    let files = list(config, early.as_ref(), progress)?;
     let mut whole = Manifest::new(config, records(&files));
     if let Some(existing) = existing(out, number, &whole, &vocab)? {
         return Ok(existing);
     }
-    let staging = Staging::create(out, &|| progress(&PrepareProgress::new(Phase::Waiting, &files)))?;
+    let waiting = || progress(&PrepareProgress::new(Phase::Waiting, &files));
+    let staging = early.map_or_else(|| Staging::create(out, &waiting), Ok)?;
     if let Some(existing) = existing(out, number, &whole, &vocab)? {
         return Ok(existing);
     }
+    say_remarks(&files);
     let dir = staging.path();
     save_vocab(&vocab, dir, &mut whole)?;
     let (threads, share) = (cores(threads), Share::of(number));
     let made = make_sequences(&Work { files: &files, config, vocab: &vocab, dir, threads, progress, share })?;
     let part = Part { number, whole, made };
     part.save(dir)?;
+    files.iter().try_for_each(InputFile::remove_spooled)?;
     staging.finish(out)?;
     Ok(part)
 }

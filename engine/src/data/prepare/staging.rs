@@ -2,9 +2,11 @@
 
 use super::part::PART;
 use crate::config::PrepareConfig;
+use crate::data::input::SPOOLED;
 use crate::data::shards::{Dataset, InputRecord, MANIFEST, Manifest, SplitName, VOCAB};
 use crate::data::vocab::Vocab;
 use crate::error::{During, Error, Result};
+use crate::files::{behind_link, check_no_mount};
 use crate::lock::FolderLock;
 use serde_json::Value;
 use std::ffi::OsString;
@@ -39,10 +41,14 @@ impl Staging {
 
     /// As [`Staging::create`], with what a killed run left still in it.
     pub fn enter(out: &Path, waiting: &dyn Fn()) -> Result<Self> {
+        let out = &behind_link(out);
         let name =
             out.file_name().ok_or_else(|| Error::file(out, "is not a folder's name; choose another"))?;
         let mut name = name.to_owned();
         name.push(".preparing");
+        if let Ok(there) = std::fs::metadata(out) {
+            check_no_mount(out, &there)?;
+        }
         let path = out.with_file_name(name);
         if let Some(parent) = parent(&path) {
             std::fs::create_dir_all(parent).during("cannot create the folder", parent)?;
@@ -84,6 +90,7 @@ impl Staging {
 
     /// Gives the folder its name, once all in it is on disk.
     pub fn finish(mut self, out: &Path) -> Result<()> {
+        let out = &behind_link(out);
         sync(&self.path)?;
         if out.exists() {
             std::fs::remove_dir(out).during("cannot replace the empty folder", out)?;
@@ -126,7 +133,7 @@ fn empty(path: &Path) -> Result<()> {
         let name = name.to_string_lossy();
         let shard = (name.starts_with("train-") || name.starts_with("eval-")) && name.ends_with(".shard");
         let known = [VOCAB, MANIFEST, PART, JOURNAL, JOURNAL_ASIDE, "input.parquet"];
-        if !shard && !known.contains(&&*name) {
+        if !shard && !name.starts_with(SPOOLED) && !known.contains(&&*name) {
             let what =
                 format!("holds `{name}`, which no preparation wrote; move it away, then remove the folder");
             return Err(Error::file(path, what));
@@ -176,6 +183,9 @@ pub(super) fn difference(found: &Manifest, wanted: &Manifest, vocab: Option<&Voc
     if found.source.is_some() {
         return Some("it was imported".into());
     }
+    if found.omitted.left_out > 0 && !wanted.options.skip_bad {
+        return Some("bad rows were left out of it (skip_bad)".into());
+    }
     match option_difference(&found.options, &wanted.options) {
         Some((key, there, here)) => Some(format!("{key} is {there} there and {here} here")),
         None => source_difference(found, &wanted.inputs, vocab),
@@ -191,6 +201,8 @@ pub(super) fn option_difference(
     let options = |options: &PrepareConfig| {
         let mut options = options.clone();
         (options.input, options.vocab, options.eval_input) = (Vec::new(), None, None);
+        // Without a name it is that of old; what was left out, the manifest says.
+        (options.text_field, options.skip_bad) = (Some(options.field().to_owned()), false);
         serde_json::to_value(options).unwrap_or_default()
     };
     let (there, here) = (options(there), options(here));

@@ -12,7 +12,7 @@ mod tokenize;
 mod unicode;
 
 use crate::config::PrepareConfig;
-use crate::data::input::{InputFile, Reader, unreadable};
+use crate::data::input::{Input, InputFile, Omitted, Reader, Seen, unreadable};
 use crate::data::pipeline::{Stop, ordered};
 use crate::data::prepare::part::{Outcome, Share, Unit, Work};
 use crate::data::prepare::{Phase, PrepareProgress};
@@ -20,15 +20,16 @@ use crate::data::shards::{Columns, SplitWriter};
 use crate::data::vocab::Vocab;
 use crate::error::{Error, Result};
 use mlperf::{Documents, Made, make, picked};
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
 use tokenize::ReferenceTokenizer;
 
 /// Memory for files under way, in bytes. One file is always under way, however large: its pairs are shuffled as a whole.
 const BUDGET: u64 = 640 << 20;
 /// Pairs handed to the shard writer at once.
 const CHUNK: usize = 4096;
+/// A line is tokenized as a whole: the reference knows no other way.
+const LONGEST_LINE: usize = 64 << 20;
 
 /// A file to make sequences of.
 struct Job {
@@ -66,10 +67,11 @@ pub(super) fn make_sequences(work: &Work<'_>) -> Result<Outcome> {
         || {
             let mut tokenizer = ReferenceTokenizer::new(vocab);
             move |job: Job| {
-                let bytes_read = AtomicU64::new(0);
-                let documents = read(files, job.number, &bytes_read, dir, &mut tokenizer)?;
+                let (input, seen) = (Input { files, config }, Seen::default());
+                let documents =
+                    read(Reader { input, piece: 0, seen: &seen, scratch: dir }, job.number, &mut tokenizer)?;
                 let made = make(documents, config, vocab);
-                Ok(Done { job, made, bytes_read: bytes_read.into_inner() })
+                Ok(Done { job, made, bytes_read: seen.bytes.into_inner() })
             }
         },
         |done| {
@@ -119,6 +121,8 @@ impl<'a> Sink<'a> {
             }
             self.write(made, picked(made.len(), self.config.eval_records), true)?;
         } else {
+            let files_without_text = u64::from(made.documents.len() == 0);
+            self.outcome.omitted.add(&Omitted { files_without_text, ..Omitted::default() });
             made.documents.tokens.iter().for_each(|&t| self.outcome.unigrams[t as usize] += 1);
             self.write(made, 0..made.len(), false)?;
         }
@@ -166,7 +170,7 @@ fn no_text(file: &InputFile) -> Error {
 fn check_files(files: &[InputFile], config: &PrepareConfig) -> Result<()> {
     if let Some(file) = files.iter().find(|file| !file.is_plain_text()) {
         let what =
-            "is named as JSON Lines or Parquet; the recipe mlperf reads plain text, one sentence a line";
+            "is JSON Lines, Parquet or a table; the recipe mlperf reads plain text, one sentence a line";
         return Err(Error::file(&file.path, what));
     }
     let same = |a: &Path, b: &Path| match (a.canonicalize(), b.canonicalize()) {
@@ -194,21 +198,15 @@ fn memory(file: &InputFile, config: &PrepareConfig) -> u64 {
 }
 
 /// Tokenizes a file: a sentence a line, a blank line between documents.
-fn read(
-    files: &[InputFile],
-    file: usize,
-    bytes_read: &AtomicU64,
-    scratch: &Path,
-    tokenizer: &mut ReferenceTokenizer<'_>,
-) -> Result<Documents> {
-    let file = &files[file];
-    let reader = Reader { files, split: crate::config::Split::Lines, piece: 0, bytes_read, scratch };
+fn read(reader: Reader<'_>, number: usize, tokenizer: &mut ReferenceTokenizer<'_>) -> Result<Documents> {
+    let file = &reader.input.files[number];
     let mut input = reader.open(file)?;
     let mut documents = Documents::default();
     let (mut line, mut number) = (Vec::new(), 0u64);
     loop {
         line.clear();
-        let read = input.read_until(b'\n', &mut line).map_err(|e| match unreadable(e, file) {
+        let mut bounded = (&mut input).take(LONGEST_LINE as u64 + 1);
+        let read = bounded.read_until(b'\n', &mut line).map_err(|e| match unreadable(e, file) {
             Stop::Failed(error) => error,
             Stop::Enough => no_text(file),
         })?;
@@ -216,6 +214,11 @@ fn read(
             break;
         }
         number += 1;
+        if read > LONGEST_LINE {
+            let what =
+                format!("line {number} is longer than {LONGEST_LINE} bytes; split it, one sentence a line");
+            return Err(Error::file(&file.path, what));
+        }
         let text = std::str::from_utf8(&line).map_err(|e| {
             let byte = e.valid_up_to() + 1;
             let what = format!(

@@ -2,6 +2,7 @@
 
 use crate::config::PrepareConfig;
 use crate::data::import::ImportSource;
+use crate::data::input::{Omitted, grouped};
 use crate::data::prepare::part::PART;
 use crate::error::{During, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,9 @@ pub struct Manifest {
     pub documents: u64,
     /// Invalid stretches of UTF-8 that were replaced by U+FFFD.
     pub invalid_utf8: u64,
+    /// What of the input was passed over or cut.
+    #[serde(default, skip_serializing_if = "Omitted::is_nothing")]
+    pub omitted: Omitted,
     /// Entropy in nats of the distribution of single tokens in the training text: the loss of a model that has learnt
     /// nothing but how frequent each token is.
     pub unigram_entropy: f64,
@@ -132,6 +136,7 @@ impl Manifest {
             source: None,
             documents: 0,
             invalid_utf8: 0,
+            omitted: Omitted::default(),
             unigram_entropy: 0.0,
             train: SplitManifest::default(),
             eval: SplitManifest::default(),
@@ -178,6 +183,16 @@ impl Manifest {
         let manifest: Self = serde_json::from_str(&text).map_err(|e| bad(e.to_string()))?;
         manifest.check().map_err(bad)?;
         Ok(manifest)
+    }
+
+    /// What became of the input besides text, a line each; empty where all of it is as it was.
+    pub fn remarks(&self) -> Vec<String> {
+        let mut lines = self.omitted.remarks(|file| self.inputs.get(file).map(|input| input.path.as_path()));
+        if self.invalid_utf8 > 0 {
+            let count = grouped(self.invalid_utf8);
+            lines.push(format!("{count} stretches of bytes were not UTF-8 and were replaced by U+FFFD"));
+        }
+        lines
     }
 
     /// Of what training reads: the vocabulary and the shards' contents; hexadecimal.

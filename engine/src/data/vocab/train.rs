@@ -2,7 +2,7 @@
 
 use super::{SPECIAL_TOKENS, Vocab};
 use crate::config::PrepareConfig;
-use crate::data::input::{Block, Blocks, InputFile, Reader, document_text};
+use crate::data::input::{Block, Blocks, Input, InputFile, Reader, Seen, document_text};
 use crate::data::pipeline::ordered;
 use crate::data::prepare::{BUDGET, Phase, PrepareProgress};
 use crate::data::tokenize::{PieceHasher, cut, for_each_word, is_separator};
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasherDefault;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 
@@ -56,8 +56,8 @@ fn count_words(
     threads: usize,
     progress: &(dyn Fn(&PrepareProgress) + Sync),
 ) -> Result<Counts> {
-    let bytes_read = &AtomicU64::new(0);
-    let reader = Reader { files, split: config.split, piece: BLOCK, bytes_read, scratch };
+    let (input, seen) = (Input { files, config }, &Seen::default());
+    let reader = Reader { input, piece: BLOCK, seen, scratch };
     let mut done = PrepareProgress::new(Phase::Vocabulary, files);
     let mut counts = Counts::default();
     ordered(
@@ -66,7 +66,7 @@ fn count_words(
         |emit| {
             let mut blocks = Blocks::new(
                 BLOCK,
-                || bytes_read.load(Relaxed),
+                || seen.bytes.load(Relaxed),
                 |block: Block| {
                     let cost = block.bytes.len();
                     emit(block, cost)
@@ -75,7 +75,7 @@ fn count_words(
             reader.read(&mut |piece| blocks.add(&piece, false))?;
             blocks.finish()
         },
-        || |block| count_block(&block, files),
+        || |block| count_block(&block, input),
         |(block_counts, documents, bytes): (Counts, u64, u64)| {
             for (word, count) in block_counts {
                 *counts.entry(word).or_default() += count;
@@ -90,11 +90,11 @@ fn count_words(
     Ok(counts)
 }
 
-fn count_block(block: &Block, files: &[InputFile]) -> Result<(Counts, u64, u64)> {
+fn count_block(block: &Block, input: Input<'_>) -> Result<(Counts, u64, u64)> {
     let mut chunks: HashMap<String, u64, BuildHasherDefault<PieceHasher>> = HashMap::default();
     let mut documents = 0;
     for document in &block.documents {
-        let (text, _) = document_text(document, &block.bytes, files)?;
+        let text = document_text(document, &block.bytes, input)?.text;
         documents += u64::from(document.first);
         for chunk in text.split(is_separator).filter(|chunk| !chunk.is_empty()) {
             match chunks.get_mut(chunk) {
