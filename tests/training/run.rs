@@ -7,6 +7,7 @@ use engine::config::{
 use engine::data::prepare::PrepareProgress;
 use engine::metrics::{EvalRecord, TrainRecord};
 use engine::trainer::{self, Ending, Observer, Options, Outcome, RunInfo, StepProgress};
+use kernels::Backend;
 use kernels::cpu::Cpu;
 use kernels::philox::Stream;
 use std::fmt::Write;
@@ -98,15 +99,21 @@ fn train(
     resume: bool,
     stop_after: Option<u64>,
 ) -> engine::Result<(Outcome, Vec<TrainRecord>)> {
+    train_on(Cpu::<f32>::new(), config, resume, stop_after)
+}
+
+/// Trains on a device; the outcome and the record of each step.
+pub fn train_on<B: Backend<Acc = f32>>(
+    backend: B,
+    config: &Config,
+    resume: bool,
+    stop_after: Option<u64>,
+) -> engine::Result<(Outcome, Vec<TrainRecord>)> {
     let stop = AtomicI32::new(0);
     let mut recorder =
         Recorder { stop: &stop, stop_after, records: vec![], evaluations: vec![], messages: vec![] };
-    let outcome = trainer::train(
-        Cpu::<f32>::new(),
-        config,
-        &Options { resume, stop: &stop, mlperf: None },
-        &mut recorder,
-    )?;
+    let outcome =
+        trainer::train(backend, config, &Options { resume, stop: &stop, mlperf: None }, &mut recorder)?;
     Ok((outcome, recorder.records))
 }
 
@@ -201,7 +208,7 @@ fn checkpoints(run: &Path) -> Vec<String> {
 }
 
 /// A rate at which one update makes the weights useless, though not infinite.
-fn hopeless(dir: &Path, run: &str) -> Config {
+pub fn hopeless(dir: &Path, run: &str) -> Config {
     let mut config = config(dir, run);
     (config.schedule.lr, config.schedule.warmup_steps, config.optimizer.clip_norm) = (1e30, 0, 0.0);
     (config.train.checkpoint_every, config.train.eval_every) = (0, 0);
@@ -260,28 +267,32 @@ fn skipping_gives_up_after_the_limit_and_exports_nothing() {
     assert!(!config.train.run.join("model").exists());
 }
 
-/// Text of which one document alone fills positions that this model has no use for: their embeddings overflow.
-#[test]
-fn a_batch_that_overflows_is_skipped_and_the_others_train() {
-    let dir = tempfile::tempdir().unwrap();
-    write_corpus(dir.path());
+/// A run that skips a batch now and then: one document alone reaches positions whose embeddings overflow.
+pub fn overflowing(dir: &Path, run: &str) -> Config {
+    write_corpus(dir);
     let short = "red green blue .\none two three .\n\n".repeat(90);
-    std::fs::write(dir.path().join("corpus.txt"), short + &"cat dog bird sun moon star ".repeat(4) + ".\n")
-        .unwrap();
-    let mut config = config(dir.path(), "run");
-    config.data.prepare.nsp = false;
+    let long = "cat dog bird sun moon star cat dog bird sun moon star .\n".repeat(2);
+    std::fs::write(dir.join("corpus.txt"), short + &long).unwrap();
+    let mut config = config(dir, run);
     (config.data.prepare.eval_fraction, config.data.prepare.short_seq_prob) = (0.0, 0.0);
     config.model.vocab_size = 18;
     let table = engine::table::TensorTable::new(&config.model);
     let mut weights = engine::model::init::weights(&table, 0.02, 1).unwrap();
     let positions = table.find("bert.embeddings.position_embeddings.weight").unwrap().range();
     weights[positions][24 * 16..].fill(3e38);
-    let start = dir.path().join("start");
-    let vocab = engine::data::vocab::Vocab::load(&dir.path().join("vocab.txt")).unwrap();
+    let start = dir.join("start");
+    let vocab = engine::data::vocab::Vocab::load(&dir.join("vocab.txt")).unwrap();
     engine::checkpoint::hf::export(&start, &config.model, &table, &weights, &vocab, Default::default()).unwrap();
     config.model.init_from = Some(start);
     config.train.on_nonfinite = engine::config::OnNonFinite::Skip;
     config.train.eval_every = 0;
+    config
+}
+
+#[test]
+fn a_batch_that_overflows_is_skipped_and_the_others_train() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = overflowing(dir.path(), "run");
     let (outcome, records) = train(&config, false, None).unwrap();
     let skipped = records[23].skipped;
     assert!(outcome.ending == Ending::Finished && (1..12).contains(&skipped), "{skipped}");
