@@ -53,7 +53,7 @@ pub fn check_new(path: &Path) -> Result<()> {
         Err(_) => {
             let folder = parent(path);
             fs::metadata(folder).during("cannot write to the folder", folder)?;
-            Ok(())
+            check_writable(folder, "cannot write to the folder")
         }
     }
 }
@@ -99,7 +99,7 @@ pub(crate) fn check_vacant(dir: &Path, option: &str) -> Result<()> {
     let Ok(there) = fs::metadata(dir) else {
         return match fs::symlink_metadata(dir) {
             Ok(_) => Err(Error::file(dir, "is a link that leads nowhere; remove it or choose another place")),
-            Err(_) => Ok(()),
+            Err(_) => check_writable(dir, "cannot create"),
         };
     };
     if !there.is_dir() {
@@ -141,6 +141,30 @@ pub(crate) fn check_no_mount(dir: &Path, there: &Metadata) -> Result<()> {
         }
     }
     let _ = (dir, there);
+    Ok(())
+}
+
+/// Refuses a folder that this process may not write to or, where it is not there, not make: before any work. Some file
+/// systems say so only later. `action` is as in "cannot create".
+///
+/// # Errors
+/// What the system answers.
+pub(crate) fn check_writable(dir: &Path, action: &'static str) -> Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let there = dir.ancestors().find(|dir| fs::metadata(dir).is_ok()).unwrap_or(Path::new(""));
+        let there = if there.as_os_str().is_empty() { Path::new(".") } else { there };
+        if !there.is_dir() {
+            return Err(ErrorKind::NotADirectory.into()).during(action, dir);
+        }
+        let Ok(name) = std::ffi::CString::new(there.as_os_str().as_bytes()) else { return Ok(()) };
+        // SAFETY: the call reads a string that ends with a zero and is alive
+        if unsafe { libc::access(name.as_ptr(), libc::W_OK | libc::X_OK) } != 0 {
+            return Err(std::io::Error::last_os_error()).during(action, dir);
+        }
+    }
+    let _ = (dir, action);
     Ok(())
 }
 
@@ -242,6 +266,19 @@ mod tests {
                     .contains("No space left")
             );
         }
+    }
+
+    #[test]
+    fn a_folder_below_a_file_cannot_be_made() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        check_writable(&dir.path().join("a/b/c"), "cannot create").unwrap();
+        check_writable(Path::new("none"), "cannot create").unwrap();
+        let said = check_writable(&dir.path().join("file/b"), "cannot create").unwrap_err().to_string();
+        assert!(
+            said.contains("file/b: cannot create: ") && said.contains("a part of this path is a file"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::checkpoint;
 use crate::config::Config;
 use crate::data::shards::MANIFEST;
 use crate::error::{During, Error, Result};
-use crate::files::real;
+use crate::files::{check_writable, real};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -46,6 +46,7 @@ pub fn check(config: &Config) -> Result<()> {
             format!("{what}; choose another folder for the data with --data"),
         ));
     }
+    check_writable(run_name, "cannot create the run folder")?;
     check_files(run_name)
 }
 
