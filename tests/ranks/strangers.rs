@@ -49,10 +49,10 @@ fn wait_to_listen(pid: u32, count: usize) -> Vec<SocketAddr> {
 
 /// All that these say and how they end.
 fn ends(children: Vec<Child>) -> Vec<Ran> {
-    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
     let ended = |child: Child| {
         let output = child.wait_with_output().unwrap();
-        Ran { code: output.status.code(), stdout: text(&output.stdout), stderr: text(&output.stderr) }
+        Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     };
     children.into_iter().map(ended).collect()
 }
