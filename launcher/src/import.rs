@@ -2,7 +2,7 @@
 
 use crate::args::{ImportArgs, ImportDataArgs, ImportKind};
 use crate::progress::PrepareBar;
-use crate::{exit, format, import_model};
+use crate::{exit, format, import_model, prepare};
 use engine::data::import::{self, ImportConfig, ImportFormat, Imported};
 use std::io::Write;
 use std::time::Instant;
@@ -51,6 +51,7 @@ fn print(
         let layouts = source.layouts.iter().map(|(layout, files)| format!("{layout}: {files}"));
         writeln!(out, "{} files by layout: {}", source.format, layouts.collect::<Vec<_>>().join(", "))?;
     }
+    prepare::print_remarks(manifest, out)?;
     for skipped in &imported.skipped {
         writeln!(
             out,

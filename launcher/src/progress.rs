@@ -133,6 +133,7 @@ impl PrepareBar {
         let rate = short(bytes_per_second);
         let done = match p.phase {
             Phase::Vocabulary => format!("counting words, {rate}B/s"),
+            Phase::Hashing => format!("reading the input's content, {rate}B/s"),
             Phase::Waiting => "waiting for another process that prepares this data".to_owned(),
             Phase::Sequences => format!("preparing: {} sequences, {rate}B/s", count(p.sequences)),
             Phase::Merging => format!("merging: {} sequences, {rate}B/s", count(p.sequences)),
@@ -155,7 +156,7 @@ impl PrepareBar {
     /// Whether anything was done: data that lies there already is kept.
     pub fn has_begun(&self) -> bool {
         let phase = self.state.lock().unwrap_or_else(PoisonError::into_inner).phase;
-        phase.is_some_and(|phase| phase != Phase::Waiting)
+        phase.is_some_and(|phase| !matches!(phase, Phase::Hashing | Phase::Waiting))
     }
 
     /// Removes the bar.

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod batches;
+mod data_truth;
 mod end_to_end;
 mod import;
 mod import_model;

@@ -9,13 +9,18 @@ use sha2::{Digest, Sha256};
 /// decides whether a run goes on at all: one that stopped must be able to resume with `skip`.
 const SECTIONS: [&str; 3] = ["model", "optimizer", "schedule"];
 const TRAIN: [&str; 5] = ["seed", "steps", "batch_sequences", "batch_tokens", "accumulation"];
+/// Keys that came after checkpoints had been written, and their defaults, which mean what was done before: these are left
+/// out, so that those checkpoints keep their hash.
+const LATER: &[(&str, &str)] =
+    &[("data.prepare.alphabet_limit", "null"), ("data.prepare.whole_word_masking", "false")];
 
 impl Config {
     /// SHA-256, in hexadecimal, of everything that defines the result of training: two configurations of one hash
     /// end with the same weights on the same data, wherever they run and whatever they log.
     pub fn hash(&self) -> String {
-        let lines: Vec<String> =
-            self.defining().iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+        let is_new = |key: &str, value: &str| LATER.contains(&(key, value));
+        let defining = self.defining().into_iter().filter(|(key, value)| !is_new(key, value));
+        let lines: Vec<String> = defining.map(|(key, value)| format!("{key} = {value}\n")).collect();
         Sha256::digest(lines.concat()).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 

@@ -97,6 +97,8 @@ pub struct PrepareConfig {
     pub vocab: Option<PathBuf>,
     /// Train a WordPiece vocabulary of this many tokens on the input.
     pub train_vocab: Option<usize>,
+    /// Most characters of the alphabet of `train_vocab`, the most frequent ones; none for as many as there is room for.
+    pub alphabet_limit: Option<usize>,
     /// Tokens of the longest sequence, [CLS] and [SEP] included.
     pub max_seq_length: usize,
     /// What a line of plain text is.
@@ -105,6 +107,8 @@ pub struct PrepareConfig {
     pub nsp: bool,
     /// Masks drawn at load time, or stored.
     pub masking: Masking,
+    /// Predict all pieces of a word or none of them.
+    pub whole_word_masking: bool,
     /// How often each document is used, each time cut and masked anew.
     pub dupe_factor: usize,
     /// Share of tokens to predict.
@@ -432,10 +436,12 @@ impl Default for PrepareConfig {
             input: Vec::new(),
             vocab: None,
             train_vocab: None,
+            alphabet_limit: None,
             max_seq_length: 512,
             split: Split::Lines,
             nsp: true,
             masking: Masking::Dynamic,
+            whole_word_masking: false,
             dupe_factor: 1,
             masked_lm_prob: 0.15,
             max_predictions: 76,

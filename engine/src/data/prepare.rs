@@ -3,11 +3,13 @@
 //! The unit of work is a block of about 2 MB of whole documents. Blocks and what is drawn for them do not depend on
 //! the number of threads, and results are written in the order of blocks, so neither do the bytes written.
 
+pub(in crate::data) mod contents;
 mod held_out;
 mod merge;
 pub(in crate::data) mod part;
 pub(in crate::data) mod staging;
 mod standard;
+pub(in crate::data) mod unknown;
 
 pub use merge::merge;
 pub use part::{Part, PartOf, prepare_part};
@@ -16,9 +18,10 @@ pub(crate) use standard::BUDGET;
 use crate::config::{PrepareConfig, Recipe};
 use crate::data::input::{self, InputFile};
 use crate::data::recipe;
-use crate::data::shards::{InputRecord, Manifest, VOCAB};
+use crate::data::shards::{InputRecord, MANIFEST, Manifest, SplitManifest, VOCAB};
 use crate::data::vocab::{Vocab, train_files};
 use crate::error::{During, Error, Result};
+use contents::Contents;
 use part::{Outcome, Share, Work};
 use staging::Staging;
 use std::path::Path;
@@ -26,6 +29,8 @@ use std::path::Path;
 /// What preparation is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
+    /// Reading the input to know by its content whether data is of it.
+    Hashing,
     /// Counting words to train a vocabulary.
     Vocabulary,
     /// Making sequences.
@@ -65,10 +70,10 @@ impl PrepareProgress {
 }
 
 /// Prepares the input into the folder `out`, which appears when it is complete. `threads` 0 is one per core. Data that
-/// already lies there whole and was made in the same way is kept and its manifest returned.
+/// already lies there whole and was made in the same way of the same content is kept and its manifest returned.
 ///
 /// # Errors
-/// Bad options or input; a folder `out` that holds anything else, or damaged data.
+/// Bad options or input; a folder `out` that holds anything else, or damaged data; input that is written meanwhile.
 pub fn prepare(
     config: &PrepareConfig,
     out: &Path,
@@ -80,20 +85,24 @@ pub fn prepare(
     let files = list(config)?;
     let vocab = config.vocab.as_deref().map(Vocab::load).transpose()?;
     let mut manifest = Manifest::new(config, records(&files));
-    if let Some(existing) = staging::existing(out, &manifest, vocab.as_ref())? {
+    let contents = contents_of(&files, threads, progress)?;
+    if let Some(existing) = staging::existing(out, &manifest, vocab.as_ref(), &contents)? {
         return Ok(existing);
     }
     let staging = Staging::create(out, &|| progress(&PrepareProgress::new(Phase::Waiting, &files)))?;
     // Another process may have made it meanwhile.
-    if let Some(existing) = staging::existing(out, &manifest, vocab.as_ref())? {
+    if let Some(existing) = staging::existing(out, &manifest, vocab.as_ref(), &contents)? {
         return Ok(existing);
     }
+    manifest.inputs = contents.records()?;
     let dir = staging.path();
     let vocab = match (vocab, config.train_vocab) {
         (Some(vocab), _) => vocab,
         (None, size) => {
             let text = &files[..files.len() - usize::from(config.eval_input.is_some())];
-            train_files(text, config, size.unwrap_or(0), dir, threads, progress)?
+            let (vocab, alphabet) = train_files(text, config, size.unwrap_or(0), dir, threads, progress)?;
+            manifest.alphabet = Some(alphabet);
+            vocab
         }
     };
     save_vocab(&vocab, dir, &mut manifest)?;
@@ -101,6 +110,7 @@ pub fn prepare(
     let work = Work { files: &files, config, vocab: &vocab, dir, threads, progress, share };
     let outcome = make_sequences(&work)?;
     fill(&mut manifest, outcome)?;
+    contents.check_unchanged()?;
     manifest.save(dir)?;
     staging.finish(out)?;
     Ok(manifest)
@@ -137,6 +147,11 @@ fn fill(manifest: &mut Manifest, outcome: Outcome) -> Result<()> {
     manifest.invalid_utf8 = outcome.invalid_utf8;
     manifest.unigram_entropy = entropy(&outcome.unigrams);
     (manifest.train, manifest.eval) = (outcome.train, outcome.eval);
+    for split in [&mut manifest.train, &mut manifest.eval] {
+        if let Some(text) = split.text.as_mut().filter(|text| !unknown::are_many(text)) {
+            text.examples.clear();
+        }
+    }
     match (manifest.train.sequences, manifest.inputs.first()) {
         (0, Some(input)) => {
             let what = match manifest.options.recipe {
@@ -145,24 +160,63 @@ fn fill(manifest: &mut Manifest, outcome: Outcome) -> Result<()> {
             };
             Err(Error::file(&input.path, what))
         }
+        (_, Some(input)) if manifest.options.recipe == Recipe::Standard => {
+            check_random(&manifest.train, &input.path)
+        }
         _ => Ok(()),
     }
 }
 
+/// Refuses pairs that no random segment can be drawn for: of two sentences, one follows the other.
+fn check_random(train: &SplitManifest, input: &Path) -> Result<()> {
+    let sentences = train.text.as_ref().map_or(0, |text| text.sentences);
+    if train.documents != 1 || train.random_next != Some(0) || sentences > 2 {
+        return Ok(());
+    }
+    Err(Error::file(
+        input,
+        format!(
+            "the text to train on is one document of {sentences} sentence(s): there is no other text to draw random next \
+             segments from; give more documents, separated by blank lines or files, or prepare without sentence pairs (--no-nsp)"
+        ),
+    ))
+}
+
 /// What of the data differs from what `config` would make, if anything: a key of the configuration, and what it is about
 /// it. Text and vocabulary are looked at where they are still there.
-pub(crate) fn outdated(dir: &Path, config: &PrepareConfig) -> Result<Option<(String, String)>> {
-    let (manifest, dir) = (&Manifest::load(dir)?, dir.display());
+pub(crate) fn outdated(
+    folder: &Path,
+    config: &PrepareConfig,
+    threads: usize,
+    progress: &(dyn Fn(&PrepareProgress) + Sync),
+) -> Result<Option<(String, String)>> {
+    let (manifest, dir) = (&Manifest::load(folder)?, folder.display());
     if let Some((key, there, here)) = staging::option_difference(&manifest.options, config) {
         return Ok(Some((key, format!("is {here}, but {dir} was prepared with {there}"))));
     }
     let vocab = config.vocab.as_deref().filter(|path| path.exists()).map(Vocab::load).transpose()?;
-    let inputs = match config.input.iter().chain(&config.eval_input).all(|path| path.exists()) {
-        true => records(&list(config)?),
-        false => manifest.inputs.clone(),
-    };
-    let what = staging::source_difference(manifest, &inputs, vocab.as_ref());
+    let is_there = config.input.iter().chain(&config.eval_input).all(|path| path.exists());
+    let inputs = if is_there { records(&list(config)?) } else { manifest.inputs.clone() };
+    let mut what = staging::source_difference(manifest, &inputs, vocab.as_ref());
+    if what.is_none() {
+        // Of names and sizes that are the same; where some are gone, the others are looked at.
+        let (inputs, found): (Vec<_>, Vec<_>) = inputs
+            .into_iter()
+            .zip(manifest.inputs.iter().cloned())
+            .filter(|(input, _)| is_there || input.path.is_file())
+            .unzip();
+        let files = inputs.iter().map(|input| (&*input.path, input.bytes));
+        what = Contents::new(files, threads, progress)?.difference(&folder.join(MANIFEST), &found)?;
+    }
     Ok(what.map(|what| ("input".to_owned(), format!("is not what {dir} was prepared from ({what})"))))
+}
+
+fn contents_of<'a>(
+    files: &'a [InputFile],
+    threads: usize,
+    progress: &'a (dyn Fn(&PrepareProgress) + Sync),
+) -> Result<Contents<'a>> {
+    Contents::new(files.iter().map(|file| (&*file.path, file.bytes)), threads, progress)
 }
 
 /// All files that the data is made of: the input, then the evaluation text if there is one.
@@ -178,7 +232,7 @@ fn list(config: &PrepareConfig) -> Result<Vec<InputFile>> {
 }
 
 fn records(files: &[InputFile]) -> Vec<InputRecord> {
-    files.iter().map(|f| InputRecord { path: f.path.clone(), bytes: f.bytes }).collect()
+    files.iter().map(|f| InputRecord { path: f.path.clone(), bytes: f.bytes, xxh3: None }).collect()
 }
 
 fn check(config: &PrepareConfig) -> Result<()> {

@@ -25,7 +25,7 @@ use kernels::Backend;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What to do where a run folder belongs to another configuration.
 const SAME_RUN: &str = "resume with the same configuration, or choose another folder with --run";
@@ -195,6 +195,7 @@ fn resolve<B: Backend>(
     refuse_used(&config.train.run, options.resume)?;
     prepare_data(config, observer)?;
     let manifest = Manifest::load(&config.data.dir)?;
+    remark(config, &manifest, observer);
     check_splits(config, &manifest)?;
     let mut begun = options.mlperf.map(|m| m.begin(&config.data.dir, &manifest)).transpose()?;
     let start = resolve_model(config, &manifest, options.resume, observer)?;
@@ -277,6 +278,15 @@ fn beginning<B: Backend<Acc = f32>>(
     Ok(Beginning { state, weights, moments })
 }
 
+/// Says what the data's maker may not have meant, and whether the run can be evaluated.
+fn remark(config: &Config, manifest: &Manifest, observer: &mut dyn Observer) {
+    let dir = config.data.dir.display();
+    manifest.warnings().iter().for_each(|line| observer.message(&format!("warning: {dir}: {line}")));
+    if manifest.eval.sequences == 0 {
+        observer.message(&format!("{dir} holds no held-out text: this run is not evaluated"));
+    }
+}
+
 /// Refuses data that leaves nothing to train on, or nothing to reach the target on.
 fn check_splits(config: &Config, manifest: &Manifest) -> Result<()> {
     let dir = &config.data.dir;
@@ -287,7 +297,8 @@ fn check_splits(config: &Config, manifest: &Manifest) -> Result<()> {
         return Err(Error::config(
             "train.target_accuracy",
             format!(
-                "{} holds no evaluation sequences to reach it on; prepare with --eval-fraction above 0",
+                "{} holds no evaluation sequences to reach it on; prepare with --eval-fraction above 0, of text in two \
+                 documents or more",
                 dir.display()
             ),
         ));
@@ -315,7 +326,21 @@ fn prepare_data(config: &Config, observer: &mut dyn Observer) -> Result<()> {
         if wanted.input.is_empty() {
             return Ok(());
         }
-        let Some((key, what)) = prepare::outdated(dir, wanted)? else { return Ok(()) };
+        let (threads, observer) = (rayon::current_num_threads(), Mutex::new(observer));
+        let found = prepare::outdated(dir, wanted, threads, &|progress| {
+            if let Ok(mut observer) = observer.lock() {
+                observer.preparing(progress);
+            }
+        })?;
+        let Some((key, what)) = found else {
+            let mut paths = wanted.input.iter().chain(&wanted.eval_input).chain(&wanted.vocab);
+            if let Some(path) = paths.find(|path| !path.exists()) {
+                let (path, dir) = (path.display(), dir.display());
+                let line = format!("{path} is not here to compare: the data in {dir} is taken as it is");
+                observer.into_inner().unwrap_or_else(PoisonError::into_inner).message(&line);
+            }
+            return Ok(());
+        };
         let remedy = "choose another data.dir (--data), or remove that folder to prepare it anew";
         return Err(Error::config(format!("data.prepare.{key}"), format!("{what}; {remedy}")));
     }
@@ -332,12 +357,15 @@ fn prepare_data(config: &Config, observer: &mut dyn Observer) -> Result<()> {
         ));
     }
     let threads = rayon::current_num_threads();
-    let observer = Mutex::new(observer);
-    prepare::prepare(wanted, dir, threads, &|progress| {
-        if let Ok(mut observer) = observer.lock() {
-            observer.preparing(progress);
-        }
-    })?;
+    let manifest = {
+        let observer = Mutex::new(&mut *observer);
+        prepare::prepare(wanted, dir, threads, &|progress| {
+            if let Ok(mut observer) = observer.lock() {
+                observer.preparing(progress);
+            }
+        })?
+    };
+    manifest.unknown_tokens().iter().for_each(|line| observer.message(&format!("{}: {line}", dir.display())));
     Ok(())
 }
 
