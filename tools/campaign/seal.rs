@@ -106,7 +106,12 @@ fn records(bytes: &mut [u8]) {
             bytes[at + 8..at + 12].copy_from_slice(&sum);
         }
         let Ok(length) = usize::try_from(length) else { return };
-        let Some(end) = (at + 12).checked_add(length).filter(|&end| end + 4 <= bytes.len()) else { return };
+        let Some(end) = (at + 12)
+            .checked_add(length)
+            .filter(|&end| bytes.len().checked_sub(4).is_some_and(|last| end <= last))
+        else {
+            return;
+        };
         let sum = masked(&bytes[at + 12..end]);
         bytes[end..end + 4].copy_from_slice(&sum);
         at = end + 4;
@@ -117,7 +122,7 @@ fn records(bytes: &mut [u8]) {
 fn blocks(bytes: &mut [u8], sample: &[u8]) {
     let mut start = 0;
     for end in 1..sample.len().saturating_sub(4) {
-        if sample[end..end + 4] == masked(&sample[start..end]) {
+        if end > start && sample[end..end + 4] == masked(&sample[start..end]) {
             if end + 4 > bytes.len() {
                 return;
             }

@@ -71,6 +71,7 @@ pub fn run(args: &Args, reader: &'static Reader) -> anyhow::Result<()> {
     let limit = Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) };
     setrlimit(Resource::As, limit).context("cannot limit the address space")?;
     std::panic::set_hook(Box::new(|panic| {
+        eprintln!("{panic}");
         if let Ok(mut last) = PANIC.lock() {
             last.get_or_insert_with(|| panic.to_string());
         }
