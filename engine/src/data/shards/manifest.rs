@@ -291,6 +291,8 @@ impl Manifest {
     /// The manifest's text, with its checksum set.
     pub(super) fn seal(&mut self) -> serde_json::Result<String> {
         let text = |manifest: &Self| serde_json::to_string_pretty(manifest).map(|text| text + "\n");
+        // What stands there, a part.json's for example, may have another length.
+        self.checksum = "0".repeat(CHECKSUM_DIGITS);
         let rest = text(self)?.split_off(CHECKSUM_PREFIX.len() + CHECKSUM_DIGITS);
         self.checksum = format!("{:016x}", xxh3_64(rest.as_bytes()));
         text(self)
