@@ -201,7 +201,7 @@ pub(super) fn configure(source: &dyn Source, sizes: &Sizes, given: &Given<'_>) -
 /// The number of heads without a configuration: as the shapes say, or else a guess of 64 elements each.
 fn heads(source: &dyn Source, hidden: usize) -> Result<usize> {
     if let Some(heads) = source.heads() {
-        return match heads > 0 && hidden.is_multiple_of(2 * heads) {
+        return match (1..=hidden).contains(&heads) && hidden.is_multiple_of(2 * heads) {
             true => Ok(heads),
             false => Err(Error::file(
                 source.path(),
