@@ -62,7 +62,7 @@ pub struct Imported {
     pub skipped: Vec<SkippedKind>,
 }
 
-/// Imports into the folder `out`. Sequences without next-sentence labels, all of them, become data without. The folder appears when it is complete. `threads` 0 is one per core. Data that already lies
+/// Imports into the folder `out`. Where no sequence has a next-sentence label, the data has none. The folder appears when it is complete. `threads` 0 is one per core. Data that already lies
 /// there whole and was imported from the same files is kept. An import that was killed or failed and is started again
 /// with the same files goes on behind its last closed shard.
 ///
