@@ -367,7 +367,7 @@ proptest! {
                         continue;
                     };
                     let masked = masker.train(&sequence, 1, 2, i as u64);
-                    prop_assert_eq!(masked.mlm_positions.len(), masker.count(&sequence));
+                    prop_assert_eq!(masked.mlm_positions.len(), masker.count(&sequence, 1, 2, i as u64));
                 }
             }
             Ok(())
