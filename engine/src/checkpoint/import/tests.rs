@@ -113,7 +113,7 @@ fn the_number_of_tensors_is_the_benchmarks() {
         ("bert/encoder/layer_01/output/dense/kernel", Role::Foreign),
         ("bert.pooler.dense/kernel", Role::Unknown),
         ("output_weights", Role::Unknown),
-        ("bert/embeddings/LayerNorm/kernel", Role::Unknown),
+        ("bert/embeddings/LayerNorm/kernel", Role::Foreign),
     ] {
         assert_eq!(names::tensorflow(name), role, "{name}");
     }
@@ -206,9 +206,9 @@ fn an_encoder_without_heads_says_what_is_missing_and_exports_only_what_is_there(
 #[test]
 fn what_is_exported_is_what_was_read() {
     let dir = TempDir::new().unwrap();
-    let out = dir.path().join("model");
     let without = Options { vocab: None, ..options() };
     for (options, has_vocab) in [(without, false), (options(), true)] {
+        let out = dir.path().join(format!("model-{has_vocab}"));
         let converted = read(Framework::TensorFlow, &sample("tiny"), &options).unwrap();
         converted.export(&out).unwrap();
         let imported = hf::import(&out).unwrap();
@@ -275,7 +275,7 @@ fn paths_that_name_no_checkpoint_get_a_remedy() {
     let pytorch = |path: &Path| error(Framework::PyTorch, path, &none);
     assert!(pytorch(dir.path()).contains("take launcher import tf-checkpoint"), "{}", pytorch(dir.path()));
     assert!(pytorch(&prefix.with_extension("index")).contains("neither a zip archive nor"));
-    assert!(pytorch(&dir.path().join("none")).contains("none: cannot open"));
+    assert!(pytorch(&dir.path().join("none")).contains("none: cannot read"));
 }
 
 #[test]

@@ -94,7 +94,7 @@ fn a_folder_is_taken_with_the_configuration_and_the_vocabulary_in_it() {
     fs::write(dir.path().join("model.safetensors"), all(str::to_owned)).unwrap();
     refused(dir.path(), "holds model.safetensors and pytorch_model.bin; name one of them");
     is_twin(&dir.path().join("model.safetensors"));
-    refused(&sample("twin/../nothing"), "cannot open");
+    refused(&sample("twin/../nothing"), "cannot read");
     let empty = folder(&[]);
     refused(empty.path(), "is a folder without a .safetensors, .bin, .pt, .pth, .ckpt file");
 }
