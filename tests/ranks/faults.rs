@@ -123,8 +123,8 @@ fn a_signal_to_the_launcher_leaves_one_checkpoint_to_go_on_from() {
 #[test]
 fn a_signal_to_any_process_ends_a_step_of_minutes_in_all() {
     let place = place();
-    let long = "--steps 5 --set train.batch_sequences=200000 --set train.accumulation=20000 --set model.hidden=128 \
-                --set model.intermediate=512 --set ranks.start_seconds=600";
+    let long = "--steps 5 --set train.batch_sequences=40000 --set train.accumulation=4000 --set model.hidden=256 \
+                --set model.intermediate=1024 --set ranks.start_seconds=600";
     for (run, worker, more) in [
         ("launcher", None, ""),
         ("first", Some(0), ""),
@@ -133,7 +133,11 @@ fn a_signal_to_any_process_ends_a_step_of_minutes_in_all() {
     ] {
         let mut job = Job::start(&place, run, &format!("{long} {more} --processes 2"));
         job.wait_for("held out");
-        std::thread::sleep(Duration::from_millis(700));
+        let log = place.path(run).join("mllog.txt");
+        while !fs::read_to_string(&log).unwrap().contains("\"run_start\"") {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::thread::sleep(Duration::from_millis(500));
         send("TERM", worker.map_or(job.pid(), |rank| job.workers()[rank]));
         let (code, said) = job.end();
         assert_eq!(code, Some(143), "{run}: {said}");

@@ -211,6 +211,7 @@ fn checkpoints(run: &Path) -> Vec<String> {
 pub fn hopeless(dir: &Path, run: &str) -> Config {
     let mut config = config(dir, run);
     (config.schedule.lr, config.schedule.warmup_steps, config.optimizer.clip_norm) = (1e30, 0, 0.0);
+    config.schedule.kind = ScheduleKind::Constant;
     (config.train.checkpoint_every, config.train.eval_every) = (0, 0);
     config
 }
@@ -234,7 +235,7 @@ fn a_non_finite_loss_ends_the_run_where_it_is() {
     (config.train.checkpoint_every, config.train.eval_every) = (0, 8);
     let error = train(&config, false, None).unwrap_err().to_string();
     assert!(error.starts_with("step 1: the loss on held-out text is not finite"), "{error}");
-    assert_eq!(metrics(&config.train.run).last().unwrap()["eval_loss"], serde_json::Value::Null);
+    assert_eq!(metrics(&config.train.run).last().unwrap().get("eval_loss"), Some(&serde_json::Value::Null));
     assert!(!config.train.run.join("model").exists());
 }
 
@@ -254,7 +255,7 @@ fn skipping_gives_up_after_the_limit_and_exports_nothing() {
         assert!(!config.train.run.join("model").exists() && checkpoints(&config.train.run).is_empty());
     }
     // A run that is over before.
-    config.train.steps = 5;
+    (config.train.steps, config.train.nonfinite_limit) = (5, 20);
     config.train.run = dir.path().join("short");
     let error = train(&config, false, None).unwrap_err().to_string();
     let parts = ["step 5: the loss on held-out text", "after 4 updates in a row that were skipped"];
@@ -271,7 +272,8 @@ fn skipping_gives_up_after_the_limit_and_exports_nothing() {
 pub fn overflowing(dir: &Path, run: &str) -> Config {
     write_corpus(dir);
     let short = "red green blue .\none two three .\n\n".repeat(90);
-    let long = "cat dog bird sun moon star cat dog bird sun moon star .\n".repeat(2);
+    let sentence = "cat dog bird sun moon star cat dog bird sun moon star .\n";
+    let long = format!("{sentence}{sentence}\n").repeat(4);
     std::fs::write(dir.join("corpus.txt"), short + &long).unwrap();
     let mut config = config(dir, run);
     (config.data.prepare.eval_fraction, config.data.prepare.short_seq_prob) = (0.0, 0.0);
@@ -296,8 +298,7 @@ fn a_batch_that_overflows_is_skipped_and_the_others_train() {
     let config = overflowing(dir.path(), "run");
     let (outcome, records) = train(&config, false, None).unwrap();
     let skipped = records[23].skipped;
-    assert!(outcome.ending == Ending::Finished && (1..12).contains(&skipped), "{skipped}");
-    assert!(records[23].mlm_loss.is_finite() || records[22].mlm_loss.is_finite());
+    assert!(outcome.ending == Ending::Finished && (1..20).contains(&skipped), "{skipped}");
     let state = engine::checkpoint::read_state(&config.train.run.join("checkpoints/step-00000024")).unwrap();
     assert!(state.updates == 24 - skipped && state.skipped == skipped);
 }
@@ -367,22 +368,17 @@ fn what_the_state_allows_may_change_where_a_run_goes_on() {
     config.train.steps = 12;
     train(&config, false, None).unwrap();
     let run = config.train.run.clone();
-    let refused = |change: &dyn Fn(&mut Config)| {
-        let mut other = config.clone();
-        change(&mut other);
-        train(&other, true, None).unwrap_err().to_string()
-    };
-    for (change, parts) in [
-        (
-            &(|c: &mut Config| c.train.seed = 2) as &dyn Fn(&mut Config),
-            ["train.seed = 1, now 2", "order of the data"],
-        ),
+    let refused: [(&dyn Fn(&mut Config), [&str; 2]); 5] = [
+        (&|c| c.train.seed = 2, ["train.seed = 1, now 2", "order of the data"]),
         (&|c| c.model.layers = 3, ["model.layers = 2, now 3", "defines the model"]),
         (&|c| c.optimizer.kind = OptimizerKind::Lamb, ["optimizer.kind = adamw, now lamb", "moments"]),
         (&|c| c.train.steps = 7, ["train.steps: 7 is less than the 12 steps", "model.init_from"]),
         (&|c| c.schedule.lr = 1e-3, ["schedule.lr: 0.001 now, 0.005 before", "all 12 steps"]),
-    ] {
-        let error = refused(change);
+    ];
+    for (change, parts) in refused {
+        let mut other = config.clone();
+        change(&mut other);
+        let error = train(&other, true, None).unwrap_err().to_string();
         assert!(parts.iter().all(|part| error.contains(part)), "{error}");
     }
     let before = std::fs::read(run.join("config.toml")).unwrap();

@@ -7,6 +7,7 @@ use crate::data::LoaderState;
 use crate::optim::learning_rate;
 use crate::{Error, Result};
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
@@ -72,12 +73,13 @@ impl Changes {
     /// # Errors
     /// The first key that defines model, data or the meaning of the checkpoint and differs; `remedy` says what to do.
     pub fn between(before: Config, now: &Config, remedy: &str) -> Result<Self> {
-        let mut all = Vec::new();
-        for ((key, was), (_, is)) in flat(&before).into_iter().zip(flat(now)) {
+        let (mut all, old, new) = (Vec::new(), flat(&before), flat(now));
+        for key in old.keys().chain(new.keys()).collect::<BTreeSet<_>>() {
+            let [was, is] = [&old, &new].map(|values| values.get(key).unwrap_or(&Value::Null));
             if was == is {
                 continue;
             }
-            let change = Change { was: shown(&was), is: shown(&is), key };
+            let change = Change { key: key.clone(), was: shown(was), is: shown(is) };
             match rule(&change.key) {
                 Rule::Silent => {}
                 Rule::Told | Rule::Carried => all.push(change),
@@ -147,18 +149,18 @@ impl Changes {
 }
 
 /// All keys of a configuration with their values.
-fn flat(config: &Config) -> Vec<(String, Value)> {
-    fn add(keys: &mut Vec<(String, Value)>, at: &str, value: Value) {
+fn flat(config: &Config) -> BTreeMap<String, Value> {
+    fn add(keys: &mut BTreeMap<String, Value>, at: &str, value: Value) {
         match value {
             Value::Object(fields) => {
                 for (name, value) in fields {
                     add(keys, &if at.is_empty() { name } else { format!("{at}.{name}") }, value);
                 }
             }
-            value => keys.push((at.to_owned(), value)),
+            value => drop(keys.insert(at.to_owned(), value)),
         }
     }
-    let mut keys = Vec::new();
+    let mut keys = BTreeMap::new();
     // A configuration holds numbers, texts and paths; a path that is not UTF-8 does not validate.
     add(&mut keys, "", serde_json::to_value(config).unwrap_or_default());
     keys
