@@ -35,6 +35,9 @@ pub enum Error {
     /// An op failed.
     #[error(transparent)]
     Op(#[from] kernels::Error),
+    /// A pass was given up between two layers, as whoever asked for it wanted. The trainer answers it with a checkpoint.
+    #[error("given up because a signal came; nothing was changed")]
+    Stopped,
     /// Training cannot go on (non-finite loss, for example).
     #[error("{0}")]
     Training(String),
@@ -81,7 +84,8 @@ fn hint(action: &str, source: &std::io::Error) -> &'static str {
             "; you may not read it: change its permissions, or run this as a user who may"
         }
         PermissionDenied if action == "cannot open" => "; change its permissions, or choose another path",
-        IsADirectory if reads(action) => "; it is a folder, and a file is wanted: name one",
+        IsADirectory if reads(action) => "; it is a folder, name a file",
+        InvalidFilename => "; choose a shorter name",
         StorageFull | QuotaExceeded => {
             "; free some space or choose another folder, nothing written before is lost"
         }
@@ -106,22 +110,26 @@ fn hint(action: &str, source: &std::io::Error) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::ErrorKind;
+    use std::io::{Error as System, ErrorKind};
 
     #[test]
-    fn the_remedy_is_that_of_reading_or_writing() {
-        let message = |kind: ErrorKind, action| {
-            Err::<(), _>(std::io::Error::from(kind)).during(action, Path::new("x")).unwrap_err().to_string()
+    fn the_remedy_is_that_of_what_was_being_done() {
+        let said = |action, kind: ErrorKind| {
+            std::io::Result::<()>::Err(System::from(kind))
+                .during(action, Path::new("a"))
+                .unwrap_err()
+                .to_string()
         };
-        for action in ["cannot read the input", "cannot open the input", "cannot list the folder"] {
-            let denied = message(ErrorKind::PermissionDenied, action);
-            assert!(denied.contains("you may not read it"), "{denied}");
-            let folder = message(ErrorKind::IsADirectory, action);
-            assert!(folder.contains("a file is wanted"), "{folder}");
-        }
-        for action in ["cannot create", "cannot write", "cannot rename"] {
-            let denied = message(ErrorKind::PermissionDenied, action);
-            assert!(denied.contains("choose a folder that you may write to"), "{denied}");
+        for (action, kind, remedy) in [
+            ("cannot read the configuration", ErrorKind::PermissionDenied, "you may not read it"),
+            ("cannot list the folder", ErrorKind::PermissionDenied, "you may not read it"),
+            ("cannot create", ErrorKind::PermissionDenied, "choose a folder that you may write to"),
+            ("cannot read", ErrorKind::IsADirectory, "it is a folder, name a file"),
+            ("cannot create", ErrorKind::IsADirectory, "a folder has the name of this file, move it away"),
+            ("cannot write", ErrorKind::StorageFull, "free some space"),
+        ] {
+            let said = said(action, kind);
+            assert!(said.starts_with(&format!("a: {action}: ")) && said.contains(remedy), "{said}");
         }
     }
 }

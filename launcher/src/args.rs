@@ -133,7 +133,8 @@ pub struct PrepareArgs {
     pub part: Option<PartOf>,
     /// Merge the folders of all parts, in any order, into what one host would have prepared [default: prepare]
     #[arg(long, num_args = 1.., value_name = "DIR", conflicts_with_all = [
-        "input", "text_field", "skip_bad", "recipe", "vocab", "train_vocab", "max_seq_length", "split", "nsp", "no_nsp", "masking", "dupe_factor",
+        "input", "text_field", "skip_bad", "recipe", "vocab", "train_vocab", "cased", "uncased", "strip_accents",
+        "tokenize_chinese_chars", "max_seq_length", "split", "nsp", "no_nsp", "masking", "dupe_factor",
         "masked_lm_prob", "max_predictions", "short_seq_prob", "eval_fraction", "eval_input", "eval_records", "seed",
         "threads",
     ])]
@@ -142,7 +143,7 @@ pub struct PrepareArgs {
     /// defaults of the options below
     #[arg(long, value_enum, default_value_t = Recipe::Standard)]
     pub recipe: Recipe,
-    /// WordPiece vocabulary, one token a line [default: none, --train-vocab instead]
+    /// WordPiece vocabulary, one token a line; or a model's folder or its tokenizer.json [default: none, --train-vocab instead]
     #[arg(
         long,
         value_name = "FILE",
@@ -153,6 +154,18 @@ pub struct PrepareArgs {
     /// Train a WordPiece vocabulary of N tokens on the input [default: none, --vocab instead]
     #[arg(long, value_name = "N")]
     pub train_vocab: Option<usize>,
+    /// Keep upper and lower case, and accents [default: as the vocabulary's files say, or its tokens]
+    #[arg(long, conflicts_with = "uncased")]
+    pub cased: bool,
+    /// Make text lower case, and remove accents [default: as the vocabulary's files say, or its tokens]
+    #[arg(long)]
+    pub uncased: bool,
+    /// Remove accents [default: as the vocabulary's files say, or where text becomes lower case]
+    #[arg(long, value_name = "true|false")]
+    pub strip_accents: Option<bool>,
+    /// Make each Chinese character a word of its own [default: as the vocabulary's files say, or true]
+    #[arg(long, value_name = "true|false")]
+    pub tokenize_chinese_chars: Option<bool>,
     /// Folder of the shards
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -196,7 +209,7 @@ pub struct PrepareArgs {
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// CPU threads; 0 for all cores. The shards do not depend on it
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_threads)]
     pub threads: usize,
 }
 
@@ -242,7 +255,7 @@ pub struct ImportDataArgs {
     /// Files or folders of sequences to evaluate on [default: none]
     #[arg(long, num_args = 1.., value_name = "PATH")]
     pub eval: Vec<PathBuf>,
-    /// WordPiece vocabulary that the ids belong to, one token a line
+    /// WordPiece vocabulary that the ids belong to, one token a line; or a model's folder or its tokenizer.json
     #[arg(long, value_name = "FILE")]
     pub vocab: PathBuf,
     /// Folder of the shards
@@ -252,7 +265,7 @@ pub struct ImportDataArgs {
     #[arg(long)]
     pub skip_bad: bool,
     /// CPU threads; 0 for all cores. The shards do not depend on it
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_threads)]
     pub threads: usize,
 }
 
@@ -307,7 +320,7 @@ pub struct EvalArgs {
     #[arg(long, value_enum)]
     pub precision: Option<DevicePrecision>,
     /// CPU threads; 0 for all cores
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_threads)]
     pub threads: usize,
 }
 
@@ -381,11 +394,11 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub steps: Option<u32>,
     /// Time to run for, if --steps does not say
-    #[arg(long, value_name = "S", default_value_t = 12.0)]
+    #[arg(long, value_name = "S", default_value_t = 12.0, value_parser = parse_seconds)]
     pub seconds: f64,
     /// Rows of the square product that is the ceiling; --profile's copy has 16 bytes for each of its elements [default: 8192 on
     /// GPUs, 1536 on CPUs]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 17))]
     pub ceiling: Option<u32>,
     /// Time every op too, in a few steps of their own: a table whose rows, with bytes, operations and the share of the ceiling,
     /// add up to the step (GPUs only) [default: off]
@@ -415,14 +428,14 @@ pub struct DoctorArgs {
 
 /// Turns a TensorFlow checkpoint of a BERT into a Hugging Face folder
 ///
-/// Reads PREFIX.index and PREFIX.data-… of TensorFlow 1, as the start checkpoint of MLPerf, and leaves out the
-/// optimizer's variables.
+/// Reads PREFIX.index and PREFIX.data-… of TensorFlow 1, as the start checkpoint of MLPerf, or the encoder of the official
+/// BERT in TensorFlow 2, and leaves out the optimizer's variables.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
   launcher import tf-checkpoint model.ckpt-28252 --config bert_config.json --vocab vocab.txt --out start")]
 pub struct TfCheckpointArgs {
-    /// The part of the files' names before .index
+    /// The part of the files' names before .index, or the folder of one checkpoint
     #[arg(value_name = "PREFIX")]
     pub path: PathBuf,
     /// Where the model goes and what the checkpoint does not say.
@@ -435,20 +448,20 @@ pub struct TfCheckpointArgs {
 
 /// Turns a PyTorch file of a BERT into a Hugging Face folder
 ///
-/// Reads what torch.save wrote, .bin or .pt, in both layouts, without running anything of it. The weights may lie under
-/// `model` or `state_dict` and have Hugging Face's or NVIDIA's names.
+/// Reads what torch.save wrote, .bin or .pt, in both layouts, without running anything of it, and safetensors. The weights
+/// may lie under `model` or `state_dict`, have Hugging Face's or NVIDIA's names, and be spread over several files.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
   launcher import pytorch pytorch_model.bin --config config.json --vocab vocab.txt --out start")]
 pub struct PytorchArgs {
-    /// A file that torch.save wrote
+    /// A file of weights, the index of several, or the folder of one model
     #[arg(value_name = "FILE")]
     pub path: PathBuf,
     /// Where the model goes and what the file does not say.
     #[command(flatten)]
     pub model: ImportModelArgs,
-    /// The activation [default: what --config says, or erf]
+    /// The activation [default: what the configuration says, or erf]
     #[arg(long, value_enum)]
     pub gelu: Option<GeluForm>,
 }
@@ -459,12 +472,26 @@ pub struct ImportModelArgs {
     /// Folder of the model
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// The model's config.json or bert_config.json [default: none, sizes are those of the tensors, heads have 64]
+    /// The model's config.json or bert_config.json [default: the one beside the checkpoint; without, sizes are those of the
+    /// tensors, and heads are taken to have 64]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The model's vocabulary; rows of zeros behind it are cut off [default: none, the folder has none]
+    /// The model's vocabulary, or a folder with it. Whether it is cased the files beside it or beside the checkpoint say, or
+    /// else its tokens [default: vocab.txt beside the checkpoint; without, the folder has none]
     #[arg(long, value_name = "FILE")]
     pub vocab: Option<PathBuf>,
+    /// What becomes of the rows of padding behind the vocabulary's tokens
+    #[arg(long, value_enum, default_value = "cut")]
+    pub vocab_rows: VocabRows,
+}
+
+/// A value of `--vocab-rows`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum VocabRows {
+    /// They are left out.
+    Cut,
+    /// They stay, and the model has as many tokens as rows.
+    Keep,
 }
 
 /// A value of `--gelu`.
@@ -574,6 +601,9 @@ impl PrepareArgs {
             skip_bad: self.skip_bad,
             vocab: self.vocab.clone(),
             train_vocab: self.train_vocab,
+            lowercase: (self.cased || self.uncased).then_some(self.uncased),
+            strip_accents: self.strip_accents,
+            tokenize_chinese_chars: self.tokenize_chinese_chars,
             max_seq_length: self.max_seq_length.unwrap_or(default.max_seq_length),
             split: self.split.map_or(default.split, |split| match split {
                 Split::Lines => config::Split::Lines,
@@ -601,6 +631,25 @@ pub(crate) fn parse_positive(text: &str) -> Result<usize, String> {
         Ok(0) => Err("must be at least 1".to_owned()),
         Ok(n) => Ok(n),
         Err(_) => Err("not a whole number".to_owned()),
+    }
+}
+
+/// A time that ends.
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    const WEEK: f64 = 604_800.0;
+    match text.parse() {
+        Ok(seconds) if (0.0..=WEEK).contains(&seconds) => Ok(seconds),
+        Ok(_) => Err(format!("expected 0 to {WEEK}")),
+        Err(_) => Err("not a number".to_owned()),
+    }
+}
+
+/// More threads than any machine runs at once; 0 is one for each core.
+fn parse_threads(text: &str) -> Result<usize, String> {
+    const MOST: usize = 4096;
+    match text.parse() {
+        Ok(threads) if threads <= MOST => Ok(threads),
+        _ => Err(format!("expected a whole number from 0 to {MOST}")),
     }
 }
 

@@ -2,13 +2,15 @@
 
 use crate::args::{DataSplit, DevicePrecision, EvalArgs};
 use crate::device::{self, Work};
-use crate::model::{Model, VOCAB};
+use crate::model::{Model, useless};
 use crate::progress::Bar;
 use crate::{exit, format};
 use anyhow::bail;
+use engine::checkpoint::hf;
 use engine::config::Precision;
 use engine::data::loader::eval_batches;
 use engine::data::shards::{Dataset, SplitName};
+use engine::files::check_new;
 use engine::model::EvalSums;
 use engine::verify::export::write_batch;
 use kernels::Backend;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 /// Prints losses, accuracies and perplexity.
 pub fn run(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     crate::start_threads(args.threads)?;
+    args.dump_batch.as_deref().map_or(Ok(()), check_new)?;
     let (split, name) = match args.split {
         DataSplit::Eval => (SplitName::Eval, "eval"),
         DataSplit::Train => (SplitName::Train, "train"),
@@ -40,11 +43,15 @@ pub fn run(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     let evaluation = Evaluation { args, model: &model, data: &data };
     let Evaluated { sums, sequences, tokens } = device::run_on(args.device.wanted(), precision, evaluation)?;
 
+    if !sums.loss().is_finite() {
+        bail!(useless(&model, "the loss"));
+    }
     writeln!(out, "model         {}: {}", model.dir.display(), model.describe())?;
     let (shown, tokens, masked) =
         (format::count(sequences), format::count(tokens), format::count(sums.mlm_count as u64));
     let dir = args.data.display();
     writeln!(out, "data          {dir}, {name} split: {shown} sequences, {tokens} tokens, {masked} masked")?;
+    writeln!(out, "tokenizer     {}", data.manifest().tokenizer())?;
     if let Some(path) = &args.dump_batch {
         writeln!(out, "first batch   {}", path.display())?;
     }
@@ -108,6 +115,7 @@ impl Work for Evaluation<'_> {
             done.sums.add(&bert.read(last)?);
         }
         bar.finish();
+        data.check_files()?;
         Ok(done)
     }
 }
@@ -116,18 +124,25 @@ impl Work for Evaluation<'_> {
 fn check(model: &Model, data: &Dataset) -> anyhow::Result<()> {
     let (dir, folder) = (data.dir().display(), model.dir.display());
     let (theirs, ours) = (data.vocab_size(), model.config.vocab_size);
-    // a model's table may be padded, but then its own vocabulary says so
-    if theirs > ours || theirs < ours && !model.dir.join(VOCAB).is_file() {
+    let own = model.own_tokenizer()?;
+    // a model's table may be padded: its own vocabulary says so, or the number of its rows
+    if theirs > ours || theirs < ours && own.is_none() && !hf::is_padded(theirs, ours) {
         bail!(
             "{dir}: prepared with a vocabulary of {theirs} tokens, {folder} has {ours}; prepare it with the model's"
         );
     }
-    if model.dir.join(VOCAB).is_file() {
-        let (theirs, ours) = (data.vocab(), model.vocab()?);
+    if let Some(own) = own {
+        let (theirs, ours) = (data.vocab(), &own.vocab);
         if theirs.sha256() != ours.sha256() {
             let (theirs, ours) = (&theirs.sha256()[..16], &ours.sha256()[..16]);
             bail!(
                 "{dir}: prepared with another vocabulary (sha256 {theirs}…) than that of {folder} ({ours}…); prepare it with the model's"
+            );
+        }
+        if let Some((key, theirs, ours)) = data.manifest().tokenizer().difference(&own.settings) {
+            let source = &own.source;
+            bail!(
+                "{dir}: prepared with {key} {theirs}, {folder} has {ours} ({source}); prepare it with --vocab {folder}"
             );
         }
     }

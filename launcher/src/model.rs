@@ -3,7 +3,7 @@
 use anyhow::bail;
 use engine::checkpoint::hf;
 use engine::config::ModelConfig;
-use engine::data::vocab::Vocab;
+use engine::data::tokenize::TokenizerFiles;
 use engine::model::Bert;
 use engine::table::TensorTable;
 use kernels::Backend;
@@ -64,27 +64,43 @@ impl Model {
         describe(&self.config, self.table.parameters())
     }
 
-    /// The vocabulary that lies beside the weights.
+    /// The tokenizer that lies beside the weights; none where there is no vocabulary.
     ///
     /// # Errors
-    /// None there, or not that of this model.
-    pub fn vocab(&self) -> anyhow::Result<Vocab> {
-        let path = self.dir.join(VOCAB);
-        if !path.is_file() {
-            bail!(
-                "{}: holds no {VOCAB}; name a model folder that has one, or copy it there",
-                self.dir.display()
-            );
-        }
-        let vocab = Vocab::load(&path)?;
-        if vocab.len() > self.config.vocab_size {
-            let (path, tokens, size) = (path.display(), vocab.len(), self.config.vocab_size);
+    /// Files that are damaged, or not those of this model.
+    pub fn own_tokenizer(&self) -> anyhow::Result<Option<TokenizerFiles>> {
+        let Some(files) = TokenizerFiles::of_model(&self.dir)? else { return Ok(None) };
+        if files.vocab.len() > self.config.vocab_size {
+            let (path, tokens, size) = (files.path.display(), files.vocab.len(), self.config.vocab_size);
             bail!(
                 "{path}: has {tokens} tokens, the model {size}; use the vocabulary that the model was trained with"
             );
         }
-        Ok(vocab)
+        Ok(Some(files))
     }
+
+    /// The tokenizer that lies beside the weights.
+    ///
+    /// # Errors
+    /// None there, or those of [`Self::own_tokenizer`].
+    pub fn tokenizer(&self) -> anyhow::Result<TokenizerFiles> {
+        let Some(files) = self.own_tokenizer()? else {
+            bail!(
+                "{}: holds no {VOCAB}; name a model folder that has one, or copy it there",
+                self.dir.display()
+            );
+        };
+        Ok(files)
+    }
+}
+
+/// What is said of a model whose weights are finite, but so large that what it computes is not.
+pub fn useless(model: &Model, what: &str) -> String {
+    format!(
+        "{}: {what} is not finite: the weights are too large to compute with, as after training at too high a rate; use an \
+         earlier checkpoint",
+        model.dir.display()
+    )
 }
 
 /// A model folder itself, or the one in a run folder.

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 /// Prepares all or a part, or merges parts, and prints what was made and how fast.
 pub fn run(args: &PrepareArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
+    crate::start_threads(args.threads)?;
     let config = args.config();
     let bar = PrepareBar::new();
     let started = Instant::now();
@@ -21,6 +22,10 @@ pub fn run(args: &PrepareArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
         prepare::merge(&args.merge, &args.out, &show).map(whole)
     } else {
         config.validate().map_err(as_option)?;
+        // What is wrong with it, the preparation says, after what is wrong with the input.
+        if let Ok(tokenization) = prepare::tokenization(&config) {
+            exit::say(&tokenization.told);
+        }
         match args.part {
             Some(part) => prepare::prepare_part(&config, part, &args.out, args.threads, &show)
                 .map(|part| Made::Part(Box::new(part))),
@@ -114,7 +119,11 @@ fn as_option(error: Error) -> Error {
     match error {
         Error::Config { key, what } => {
             let name = key.strip_prefix("data.").unwrap_or(&key).strip_prefix("prepare.");
-            let key = name.map_or(key.clone(), |name| format!("--{}", name.replace('_', "-")));
+            let key = match name {
+                Some("lowercase") => "--cased or --uncased".to_owned(),
+                Some(name) => format!("--{}", name.replace('_', "-")),
+                None => key.clone(),
+            };
             Error::Config { key, what: with_options(&what) }
         }
         Error::File { path, what } => Error::File { path, what: with_options(&what) },
@@ -124,6 +133,9 @@ fn as_option(error: Error) -> Error {
 
 /// `data.prepare.max_seq_length` becomes `--max-seq-length`.
 fn with_options(text: &str) -> String {
+    let text = text
+        .replace("set data.prepare.lowercase = false", "give --cased")
+        .replace("data.prepare.lowercase", "--cased");
     let mut parts = text.split("data.prepare.");
     let mut result = parts.next().unwrap_or_default().to_owned();
     for part in parts {
@@ -146,5 +158,7 @@ mod tests {
                 as_option(Error::config(key, "512 is too much; set data.prepare.train_vocab, not a_b"));
             assert_eq!(error.to_string(), "--max-seq-length: 512 is too much; set --train-vocab, not a_b");
         }
+        let error = Error::config("data.prepare.lowercase", "no; set data.prepare.lowercase = false");
+        assert_eq!(as_option(error).to_string(), "--cased or --uncased: no; give --cased");
     }
 }

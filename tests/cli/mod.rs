@@ -2,11 +2,14 @@
 
 mod bad_input;
 mod batches;
+mod cased;
 mod end_to_end;
 mod import;
 mod import_model;
 pub mod mlperf;
 mod mlperf_data;
+mod nonsense;
+mod overwrite;
 mod parts;
 mod plan;
 mod sharing;

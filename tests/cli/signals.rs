@@ -37,7 +37,7 @@ fn each_signal_ends_training_with_a_checkpoint_and_its_own_code() {
             format!("--config tiny.toml --run {signal} --steps 100000000 --set train.checkpoint_every=0");
         let ran = signalled(&place, &line, &[signal]);
         assert_eq!(ran.code, Some(code), "{}\n{}", ran.stdout, ran.stderr);
-        assert!(ran.stderr.contains(&format!("SIG{signal}: ending after this step")), "{}", ran.stderr);
+        assert!(ran.stderr.contains(&format!("SIG{signal}: ending with a checkpoint")), "{}", ran.stderr);
         let checkpoints = fs::read_dir(place.path(signal).join("checkpoints")).unwrap().count();
         assert_eq!(checkpoints, 1, "after SIG{signal}");
     }
@@ -72,15 +72,59 @@ fn a_signal_that_was_ignored_from_the_start_stays_ignored() {
     assert!(place.path("run/model/model.safetensors").is_file());
 }
 
+/// A step of minutes: many small parts.
+const LONG: &str = "--config tiny.toml --steps 100 --set train.batch_sequences=200000 --set train.accumulation=25000 \
+                    --set model.layers=4 --set model.hidden=128 --set model.intermediate=512";
+
+/// Starts a run whose first step takes minutes, and sends it signals in the middle of it.
+fn in_a_long_step(place: &Workplace, line: &str, signals: &[&str]) -> Ran {
+    let args: Vec<&str> = line.split_whitespace().collect();
+    let mut child = place.interruptible(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    // From this line on a signal asks for a checkpoint.
+    while !said.contains("held out") {
+        assert!(stderr.read_line(&mut said).unwrap() > 0, "{said}");
+    }
+    std::thread::sleep(std::time::Duration::from_millis(700));
+    let send = |signal: &str| {
+        Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
+    };
+    // Halted, it gets all of them before it can answer the first.
+    send("STOP");
+    signals.iter().for_each(|signal| send(signal));
+    send("CONT");
+    stderr.read_to_string(&mut said).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stdout = String::from_utf8(output.stdout).unwrap();
+    Ran { code: output.status.code(), stdout, stderr: said }
+}
+
 #[test]
-fn a_second_signal_does_not_wait_for_the_step() {
+fn a_signal_does_not_wait_for_a_step_of_minutes_which_the_resumed_run_takes_again() {
     let place = Workplace::with_corpus();
-    // many small parts make a step of a second or more
-    let line = "--config tiny.toml --steps 100 --set train.batch_sequences=40000 --set train.accumulation=5000 \
-                --set train.log_every=1";
-    let ran = signalled(&place, line, &["INT", "INT"]);
+    let line = |run: &str| format!("{LONG} --run {run}");
+    let ran = in_a_long_step(&place, &line("run"), &["TERM"]);
+    assert_eq!(ran.code, Some(143), "{}\n{}", ran.stdout, ran.stderr);
+    // Had it waited for the step, the checkpoint were that of step 1.
+    assert!(ran.stderr.contains("step 1 was under way and is dropped"), "{}", ran.stderr);
+    assert!(ran.stdout.contains("after step 0;") && place.path("run/checkpoints/step-00000000").is_dir());
+    let ran = in_a_long_step(&place, &format!("{} --resume", line("run")), &["INT"]);
     assert_eq!(ran.code, Some(130), "{}\n{}", ran.stdout, ran.stderr);
-    assert!(ran.stdout.is_empty() && !place.path("run/checkpoints").exists(), "{}", ran.stdout);
+    assert!(ran.stderr.contains("resumed from run/checkpoints/step-00000000"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_second_signal_ends_a_run_at_once() {
+    let place = Workplace::with_corpus();
+    // Its checkpoint takes longer than a second signal.
+    let line = format!("{LONG} --set model.hidden=512 --set model.heads=8 --set model.intermediate=2048");
+    let ran = in_a_long_step(&place, &line, &["INT", "TERM"]);
+    assert_eq!(ran.code, Some(143), "{}\n{}", ran.stdout, ran.stderr);
+    let checkpoints = fs::read_dir(place.path("run/checkpoints")).into_iter().flatten();
+    let whole =
+        checkpoints.filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("step-"));
+    assert!(ran.stdout.is_empty() && whole.count() == 0, "{}", ran.stdout);
 }
 
 #[test]

@@ -10,18 +10,18 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 /// One rank of several: its program, its folder and its options.
-struct Rank {
-    program: PathBuf,
-    folder: PathBuf,
-    options: &'static str,
+pub(super) struct Rank {
+    pub(super) program: PathBuf,
+    pub(super) folder: PathBuf,
+    pub(super) options: &'static str,
 }
 
 impl Rank {
-    fn new(place: &Workplace) -> Self {
+    pub(super) fn new(place: &Workplace) -> Self {
         Self { program: env!("CARGO_BIN_EXE_launcher").into(), folder: place.path(""), options: "" }
     }
 
-    fn command(&self, config: &Path, rank: usize, world: usize, port: u16) -> Command {
+    pub(super) fn command(&self, config: &Path, rank: usize, world: usize, port: u16) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--config").arg(config).args(["--device", "cpu"]).args(self.options.split_whitespace());
         command.current_dir(&self.folder).stdin(Stdio::null()).env_remove("RUST_LOG");
@@ -38,7 +38,7 @@ impl Rank {
 }
 
 /// Not one that the system gives to whoever asks for any, which may happen before rank 0 listens.
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let own = (std::process::id() % 100) as u16 * 100;
     let ports = std::iter::repeat_with(|| 10_000 + own + NEXT.fetch_add(1, Ordering::Relaxed) % 100);
@@ -102,19 +102,19 @@ fn recorded(place: &Workplace, folder: &str, name: &str) -> String {
 }
 
 /// A rank whose folder `shards` was made of other text or by another vocabulary.
-fn with_data(place: &Workplace, text: &str, vocab: &str) -> Rank {
+fn with_data(place: &Workplace, text: &str, vocab: &str, options: &str) -> Rank {
     place.write("elsewhere/text.txt", text);
     place.write("elsewhere/vocab.txt", vocab);
     let made = "prepare --input elsewhere/text.txt --vocab elsewhere/vocab.txt --out elsewhere/shards \
                 --max-seq-length 32 --eval-fraction 0.2";
-    place.line(made).done();
+    place.line(&format!("{made} {options}")).done();
     Rank { folder: place.path("elsewhere"), ..Rank::new(place) }
 }
 
 #[test]
 fn other_data_is_refused() {
     let place = place();
-    let other = with_data(&place, &corpus(61), &vocabulary());
+    let other = with_data(&place, &corpus(61), &vocabulary(), "");
     let error = refused(&place, &[Rank::new(&place), other]);
     names_both(&error, "has another prepared data than rank 0: ", [" and ", "start all ranks with the same"]);
 }
@@ -122,10 +122,19 @@ fn other_data_is_refused() {
 #[test]
 fn another_vocabulary_is_refused() {
     let place = place();
-    let other = with_data(&place, &corpus(60), &(vocabulary() + "unheardof\n"));
+    let other = with_data(&place, &corpus(60), &(vocabulary() + "unheardof\n"), "");
     let hashes = ["", "elsewhere"].map(|folder| recorded(&place, folder, "vocab_sha256"));
     let error = refused(&place, &[Rank::new(&place), other]);
     names_both(&error, "has another vocabulary than rank 0: ", [&hashes[0], &hashes[1]]);
+}
+
+/// The sequences are the same here, what the model would say of itself is not.
+#[test]
+fn another_tokenizer_is_refused() {
+    let place = place();
+    let other = with_data(&place, &corpus(60), &vocabulary(), "--strip-accents false");
+    let error = refused(&place, &[Rank::new(&place), other]);
+    names_both(&error, "has another tokenizer than rank 0: ", ["uncased, accents kept", " and uncased; "]);
 }
 
 /// Rank 1 never gets to the end of reading its data: the others do not wait for ever.

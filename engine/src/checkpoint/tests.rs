@@ -38,6 +38,8 @@ fn state(step: u64) -> TrainState {
         tokens: 1000 * step,
         loader: LoaderState { epoch: 2, cursor: 7 * step },
         seed: u64::MAX,
+        optimizer: None,
+        skipped_in_a_row: 1,
         config_hash: "c0ffee".into(),
         data_hash: "da7a".into(),
         best_accuracy: Some(0.1 + 0.2),

@@ -1,5 +1,5 @@
-//! The part of a configuration that defines the weights a run ends with, for telling whether a run folder belongs
-//! to another configuration.
+//! The part of a configuration that defines the weights a run ends with, for telling whether processes, or a checkpoint and
+//! a run folder, have the same.
 
 use super::Config;
 use sha2::{Digest, Sha256};
@@ -9,21 +9,34 @@ use sha2::{Digest, Sha256};
 /// decides whether a run goes on at all: one that stopped must be able to resume with `skip`.
 const SECTIONS: [&str; 3] = ["model", "optimizer", "schedule"];
 const TRAIN: [&str; 5] = ["seed", "steps", "batch_sequences", "batch_tokens", "accumulation"];
+/// Keys of these sections that did not exist when the first checkpoints were written. At its default such a key is left
+/// out of the hash, so that checkpoints written before it existed still belong to their configuration.
+const ADDED_LATER: [&str; 7] = [
+    "model.resize_vocab",
+    "model.extend_positions",
+    "data.prepare.text_field",
+    "data.prepare.skip_bad",
+    "data.prepare.lowercase",
+    "data.prepare.strip_accents",
+    "data.prepare.tokenize_chinese_chars",
+];
 
 impl Config {
     /// SHA-256, in hexadecimal, of everything that defines the result of training: two configurations of one hash
     /// end with the same weights on the same data, wherever they run and whatever they log.
     pub fn hash(&self) -> String {
-        let lines: Vec<String> =
-            self.defining().iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+        let defaults = Self::default().defining();
+        let counts = |(own, default): &(&(String, String), &(String, String))| {
+            own != default || !ADDED_LATER.contains(&own.0.as_str())
+        };
+        let own = self.defining();
+        let lines: Vec<String> = own
+            .iter()
+            .zip(&defaults)
+            .filter(counts)
+            .map(|((key, value), _)| format!("{key} = {value}\n"))
+            .collect();
         Sha256::digest(lines.concat()).iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-
-    /// The first key that defines the result and differs, with this value and the other's.
-    pub fn difference(&self, other: &Self) -> Option<(String, String, String)> {
-        let mut pairs = self.defining().into_iter().zip(other.defining());
-        let ((key, a), (_, b)) = pairs.find(|(a, b)| a.1 != b.1)?;
-        Some((key, a, b))
     }
 
     /// Defining keys and their values as JSON, always all and in the same order.

@@ -127,10 +127,7 @@ fn the_hash_is_over_what_defines_the_result() {
     ] {
         let other = set(&[key]).unwrap();
         assert_eq!(base.hash() == other.hash(), same, "{key}");
-        assert_eq!(base.difference(&other).is_none(), same, "{key}");
     }
-    let (key, mine, theirs) = base.difference(&set(&["train.seed=2"]).unwrap()).unwrap();
-    assert_eq!((key.as_str(), mine.as_str(), theirs.as_str()), ("train.seed", "1", "2"));
 }
 
 #[test]
@@ -363,6 +360,18 @@ fn a_recipe_gives_the_defaults_of_the_keys_beside_it() {
 }
 
 #[test]
+fn the_tokenizers_keys_are_known_and_change_the_hash_only_where_they_are_given() {
+    let plain = set(&[]).unwrap();
+    let given = set(&["data.prepare.lowercase=false", "data.prepare.strip_accents=true"]).unwrap();
+    assert_eq!((given.data.prepare.lowercase, given.data.prepare.strip_accents), (Some(false), Some(true)));
+    assert_eq!(load(&given.to_toml().unwrap(), &[]).unwrap(), given);
+    assert_ne!(given.hash(), plain.hash());
+    let back = set(&["data.prepare.lowercase=false", "data.prepare.lowercase="]).unwrap();
+    assert_eq!(back.hash(), plain.hash());
+    assert!(set(&["data.prepare.lowercase=yes"]).unwrap_err().contains("is not true or false"));
+}
+
+#[test]
 fn what_contradicts_the_recipe_is_refused() {
     let mlperf = "data.prepare.recipe=mlperf";
     for (overrides, want) in [
@@ -380,4 +389,12 @@ fn what_contradicts_the_recipe_is_refused() {
     let error = set(&text).unwrap_err();
     assert!(error.ends_with("give it as data.prepare.eval_input"), "{error}");
     assert!(set(&[&text[..], &["data.prepare.eval_input=e.txt"]].concat()).is_ok());
+}
+
+/// The hashes that version 0.1 wrote into its checkpoints. A key that is added since belongs into `ADDED_LATER`.
+#[test]
+fn the_hash_is_the_one_that_the_first_checkpoints_hold() {
+    assert_eq!(Config::default().hash(), "898b916143453bdb67c26c57213f98560fd72c2ab4a04c68c000b745eda1a5c8");
+    let other = set(&["model.preset=tiny", "data.prepare.nsp=false", "schedule.lr=0.002"]).unwrap();
+    assert_eq!(other.hash(), "?");
 }

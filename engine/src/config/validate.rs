@@ -128,6 +128,17 @@ impl ModelConfig {
         share("model.attention_dropout", self.attention_dropout)?;
         positive("model.layer_norm_eps", self.layer_norm_eps)?;
         positive("model.initializer_range", self.initializer_range)?;
+        for (key, given) in [
+            ("model.resize_vocab", self.resize_vocab.is_some()),
+            ("model.extend_positions", self.extend_positions.is_some()),
+        ] {
+            if given && self.init_from.is_none() {
+                return wrong(
+                    key,
+                    "changes a model that is there; name it with model.init_from, or leave it out",
+                );
+            }
+        }
         self.init_from.as_deref().map_or(Ok(()), |path| path_ok("model.init_from", path))
     }
 
@@ -302,7 +313,11 @@ impl TrainConfig {
         }
         within("train.log_every", self.log_every, 1..=u64::MAX)?;
         within("train.keep_checkpoints", self.keep_checkpoints, 1..=usize::MAX)?;
+        within("train.nonfinite_limit", self.nonfinite_limit, 1..=u64::MAX)?;
         within("train.threads", self.threads, 0..=MAX_THREADS)?;
+        if let Some(text) = self.fill_mask.iter().find(|text| !text.contains("[MASK]")) {
+            return wrong("train.fill_mask", format!("\"{text}\" holds no [MASK] for the model to answer"));
+        }
         match self.target_accuracy {
             Some(a) if !(a > 0.0 && a <= 1.0) => {
                 wrong("train.target_accuracy", format!("{a} must be above 0 and at most 1, as 0.72"))

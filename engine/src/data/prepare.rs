@@ -8,10 +8,12 @@ mod merge;
 pub(in crate::data) mod part;
 pub(in crate::data) mod staging;
 mod standard;
+mod tokenization;
 
 pub use merge::merge;
 pub use part::{Part, PartOf, prepare_part};
 pub(crate) use standard::BUDGET;
+pub use tokenization::{Tokenization, tokenization};
 
 use crate::config::{PrepareConfig, Recipe};
 use crate::data::input::{self, InputFile, Remark, Spool, any_stream};
@@ -19,6 +21,7 @@ use crate::data::recipe;
 use crate::data::shards::{InputRecord, Manifest, VOCAB};
 use crate::data::vocab::{Vocab, train_files};
 use crate::error::{During, Error, Result};
+use crate::files::check_utf8;
 use part::{Outcome, Share, Work};
 use staging::Staging;
 use std::path::Path;
@@ -79,10 +82,11 @@ pub fn prepare(
 ) -> Result<Manifest> {
     check(config)?;
     let threads = cores(threads);
-    let vocab = config.vocab.as_deref().map(Vocab::load).transpose()?;
+    let Tokenization { vocab, settings, .. } = tokenization(config)?;
     let early = early_staging(config, out, progress)?;
     let files = list(config, early.as_ref(), progress)?;
     let mut manifest = Manifest::new(config, records(&files));
+    manifest.set_tokenizer(settings);
     if let Some(existing) = staging::existing(out, &manifest, vocab.as_ref())? {
         return Ok(existing);
     }
@@ -103,7 +107,7 @@ pub fn prepare(
     };
     save_vocab(&vocab, dir, &mut manifest)?;
     let share = Share::ALL;
-    let work = Work { files: &files, config, vocab: &vocab, dir, threads, progress, share };
+    let work = Work { files: &files, config, vocab: &vocab, settings, dir, threads, progress, share };
     let outcome = make_sequences(&work)?;
     fill(&mut manifest, outcome)?;
     manifest.save(dir)?;
@@ -197,7 +201,7 @@ pub(crate) fn outdated(dir: &Path, config: &PrepareConfig) -> Result<Option<(Str
     if let Some((key, there, here)) = staging::option_difference(&manifest.options, config) {
         return Ok(Some((key, format!("is {here}, but {dir} was prepared with {there}"))));
     }
-    let vocab = config.vocab.as_deref().filter(|path| path.exists()).map(Vocab::load).transpose()?;
+    let (vocab, settings) = tokenization::as_far_as_known(config, manifest.tokenizer())?;
     if manifest.omitted.left_out > 0 && !config.skip_bad {
         return Ok(Some(("skip_bad".into(), format!("is false, but bad rows were left out of {dir}"))));
     }
@@ -207,6 +211,10 @@ pub(crate) fn outdated(dir: &Path, config: &PrepareConfig) -> Result<Option<(Str
         true => records(&list(config, None, &|_| ())?),
         false => manifest.inputs.clone(),
     };
+    if let Some((key, there, here)) = manifest.tokenizer().difference(&settings) {
+        let key = if key == "do_lower_case" { "lowercase" } else { key };
+        return Ok(Some((key.to_owned(), format!("is {here}, but {dir} was prepared with {there}"))));
+    }
     let what = staging::source_difference(manifest, &inputs, vocab.as_ref());
     Ok(what.map(|what| ("input".to_owned(), format!("is not what {dir} was prepared from ({what})"))))
 }
@@ -229,6 +237,7 @@ fn list(
         }
         files.extend(input::list(std::slice::from_ref(eval), config, &spool)?);
     }
+    files.iter().try_for_each(|file| check_utf8(&file.path))?;
     Ok(files)
 }
 

@@ -1,8 +1,18 @@
-//! BERT's uncased tokenization: clean, space out CJK, strip accents, lowercase, split at punctuation, WordPiece.
+//! BERT's tokenization: clean, space out CJK, strip accents, lowercase, split at punctuation, WordPiece; what of it is
+//! done the [settings](TokenizerSettings) say.
 //!
-//! The work is the crate `tokenizers`'. It is local to stretches without whitespace, and splitting at ASCII
-//! punctuation changes nothing either, so the text is cut there, a table remembers what became of a piece, and
+//! The work is the crate `tokenizers`'. With any settings it is local to stretches without whitespace, and splitting at
+//! ASCII punctuation changes nothing either: such a mark is a word by itself, no accent joins what stands before it,
+//! and letters become lower case one by one. So the text is cut there, a table remembers what became of a piece, and
 //! the crate runs only on pieces not seen before.
+
+mod census;
+pub(crate) mod files;
+mod load;
+mod settings;
+
+pub use load::TokenizerFiles;
+pub use settings::{PartialSettings, TokenizerSettings};
 
 use crate::data::vocab::{SPECIAL_TOKENS, Vocab};
 use crate::error::{Error, Result};
@@ -10,7 +20,6 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use tokenizers::models::wordpiece::WordPiece;
-use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::{
     Model, NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
@@ -34,18 +43,19 @@ pub struct Tokenizer {
 
 struct Shared {
     model: WordPiece,
+    settings: TokenizerSettings,
     tokens: Vec<String>,
     special: [u32; SPECIAL_TOKENS.len()],
     unk: u32,
 }
 
 impl Tokenizer {
-    /// A tokenizer of this vocabulary.
-    pub fn new(vocab: &Vocab) -> Result<Self> {
+    /// A tokenizer of this vocabulary, for text that is normalized so.
+    pub fn new(vocab: &Vocab, settings: TokenizerSettings) -> Result<Self> {
         let tokens = vocab.tokens().to_vec();
         let model = word_piece(&tokens).map_err(|e| Error::config("vocabulary", e.to_string()))?;
         let special = [vocab.pad, vocab.unk, vocab.cls, vocab.sep, vocab.mask];
-        let shared = Arc::new(Shared { model, tokens, special, unk: vocab.unk });
+        let shared = Arc::new(Shared { model, settings, tokens, special, unk: vocab.unk });
         Ok(Self { shared, cache: HashMap::default(), cached_ids: Vec::new() })
     }
 
@@ -125,9 +135,10 @@ impl Tokenizer {
     }
 
     fn encode_new(&self, mut piece: &str, out: &mut Vec<u32>) {
+        let settings = &self.shared.settings;
         while !piece.is_empty() {
-            let (head, tail) = piece.split_at(cut(piece));
-            for_each_word(head, |word| match self.shared.model.tokenize(word) {
+            let (head, tail) = piece.split_at(cut(piece, settings));
+            for_each_word(head, settings, |word| match self.shared.model.tokenize(word) {
                 Ok(tokens) => out.extend(tokens.iter().map(|t| t.id)),
                 Err(_) => out.push(self.shared.unk),
             });
@@ -143,9 +154,9 @@ fn word_piece(tokens: &[String]) -> tokenizers::Result<WordPiece> {
 }
 
 /// Calls `f` with every word of a text, normalized and split as BERT does before WordPiece.
-pub(crate) fn for_each_word(text: &str, mut f: impl FnMut(&str)) {
+pub(crate) fn for_each_word(text: &str, settings: &TokenizerSettings, mut f: impl FnMut(&str)) {
     let mut normalized = NormalizedString::from(text);
-    let mut pre_tokenized = match BertNormalizer::default().normalize(&mut normalized) {
+    let mut pre_tokenized = match settings.normalizer().normalize(&mut normalized) {
         Ok(()) => PreTokenizedString::from(normalized),
         Err(_) => return f(text),
     };
@@ -168,15 +179,19 @@ pub(crate) fn is_separator(c: char) -> bool {
 }
 
 /// Length of the part of a piece to tokenize at once: all of it, or up to [`LONGEST_PIECE`] bytes. A long piece is
-/// cut before an ideograph, which is a word by itself, so nothing changes; without one near, the cut splits a
-/// stretch of thousands of characters, whose words over 100 characters are [UNK] anyway.
-pub(crate) fn cut(piece: &str) -> usize {
+/// cut before an ideograph, which is a word by itself, or where it is none, before a mark of Chinese or Japanese
+/// punctuation, so nothing changes; without one near, the cut splits a stretch of thousands of characters, whose
+/// words over 100 characters are [UNK] anyway.
+pub(crate) fn cut(piece: &str, settings: &TokenizerSettings) -> usize {
     if piece.len() <= LONGEST_PIECE {
         return piece.len();
     }
     let end = floor_char_boundary(piece.as_bytes(), LONGEST_PIECE);
-    let ideograph = |c: char| ('\u{4e00}'..='\u{9fff}').contains(&c);
-    piece[..end].char_indices().rev().find(|&(at, c)| at > 0 && ideograph(c)).map_or(end, |(at, _)| at)
+    let is_word = |c: char| match settings.tokenize_chinese_chars {
+        true => ('\u{4e00}'..='\u{9fff}').contains(&c),
+        false => matches!(c, '、' | '。' | '，' | '「' | '」' | '！' | '？'),
+    };
+    piece[..end].char_indices().rev().find(|&(at, c)| at > 0 && is_word(c)).map_or(end, |(at, _)| at)
 }
 
 /// The largest place at or before `at` where no UTF-8 character is cut; `at` where there is none nearby.
@@ -203,11 +218,15 @@ impl Hasher for PieceHasher {
 }
 
 #[cfg(test)]
+mod file_tests;
+
+#[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
+    use tokenizers::normalizers::BertNormalizer;
 
-    /// Letters, some words and pieces of words.
+    /// Letters, some words and pieces of words. Of lower case, but for a few.
     pub(crate) fn small_vocab() -> Vocab {
         let words = "the of and to in a is that it for was on quick brown fox jump ##s ##ed ##ing over lazy dog . , ! ? \
                      ' \" ( ) - [ ] 。 ü 野 里 か ##な cls mask one two three four five six seven eight nine ten";
@@ -225,15 +244,15 @@ pub(crate) mod tests {
 
     fn encode(text: &str) -> Vec<u32> {
         let mut out = Vec::new();
-        Tokenizer::new(&small_vocab()).unwrap().encode(text, &mut out);
+        Tokenizer::new(&small_vocab(), TokenizerSettings::UNCASED).unwrap().encode(text, &mut out);
         out
     }
 
     /// The whole line through the crate at once.
-    fn reference(vocab: &Vocab, text: &str) -> Vec<u32> {
+    fn reference(vocab: &Vocab, normalizer: BertNormalizer, text: &str) -> Vec<u32> {
         let mut tokenizer = tokenizers::TokenizerBuilder::new()
             .with_model(word_piece(vocab.tokens()).unwrap())
-            .with_normalizer(Some(BertNormalizer::default()))
+            .with_normalizer(Some(normalizer))
             .with_pre_tokenizer(Some(BertPreTokenizer))
             .with_post_processor(None::<tokenizers::processors::bert::BertProcessing>)
             .with_decoder(None::<tokenizers::decoders::wordpiece::WordPiece>)
@@ -246,7 +265,7 @@ pub(crate) mod tests {
     #[test]
     fn words_pieces_and_specials() {
         let vocab = small_vocab();
-        let mut tokenizer = Tokenizer::new(&vocab).unwrap();
+        let mut tokenizer = Tokenizer::new(&vocab, TokenizerSettings::UNCASED).unwrap();
         let mut ids = Vec::new();
         tokenizer.encode("The QUICK fox, jumping", &mut ids);
         assert_eq!(tokenizer.decode(&ids), "the quick fox , jumping");
@@ -264,7 +283,7 @@ pub(crate) mod tests {
     fn long_stretches_are_cut_where_it_changes_nothing() {
         let vocab = small_vocab();
         let text = "野里".repeat(9000) + &"a,".repeat(9000);
-        assert_eq!(encode(&text), reference(&vocab, &text));
+        assert_eq!(encode(&text), reference(&vocab, BertNormalizer::default(), &text));
         assert!(encode(&"x".repeat(100_000)).iter().all(|&id| id == vocab.unk));
     }
 
@@ -282,15 +301,19 @@ pub(crate) mod tests {
                     "\u{2028}", "\u{2029}", "\u{202f}", "\u{205f}", "\u{3000}", "\u{200b}", "\u{200d}", "\u{feff}",
                     "\u{301}", "\u{338}", "\u{327}\u{301}", "e\u{301}", "\u{e9}", "İ", "ẞ", "Σ", "ς", "Ω", "\u{212b}",
                     "野里", "かな", "。", "\u{903}", "😀", "👩\u{200d}👩\u{200d}👧", "\u{fffd}", "\u{ad}", "ﬁ", "한국",
-                    "\u{1f3fb}", "\u{20dd}", "\u{e000}", "\u{378}",
+                    "\u{1f3fb}", "\u{20dd}", "\u{e000}", "\u{378}", "\u{37e}", "\u{1fef}", "\u{2260}", "A\u{30a}",
                 ]).prop_map(String::from),
                 any::<char>().prop_map(String::from),
             ], 0..12),
+            lowercase: bool, strip_accents: bool, tokenize_chinese_chars: bool,
         ) {
             let text = parts.concat();
             let vocab = small_vocab();
-            let want = reference(&vocab, &text);
-            let mut tokenizer = Tokenizer::new(&vocab).unwrap();
+            let settings = TokenizerSettings { lowercase, strip_accents, tokenize_chinese_chars };
+            let normalizer =
+                BertNormalizer::new(true, tokenize_chinese_chars, Some(strip_accents), lowercase);
+            let want = reference(&vocab, normalizer, &text);
+            let mut tokenizer = Tokenizer::new(&vocab, settings).unwrap();
             for _ in 0..2 {
                 let mut got = Vec::new();
                 tokenizer.encode(&text, &mut got);

@@ -24,7 +24,10 @@ struct Listener<'a>(&'a AtomicI32, Option<u64>, &'a mut Vec<String>);
 
 impl Observer for Listener<'_> {
     fn message(&mut self, line: &str) {
-        self.2.push(line.to_owned());
+        // Only the first run of a folder prepares its data.
+        if !line.starts_with("tokenizer: ") {
+            self.2.push(line.to_owned());
+        }
     }
     fn preparing(&mut self, _: &PrepareProgress) {}
     fn started(&mut self, _: &RunInfo) {}

@@ -12,11 +12,13 @@ use crate::{exit, format, model};
 use anyhow::bail;
 use engine::checkpoint::import::Framework;
 use engine::checkpoint::{self, hf};
+use engine::data::tokenize::TokenizerFiles;
 use std::io::Write;
 use std::path::Path;
 
 /// Prints what the path is, then its content.
 pub fn run(args: &InspectArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
+    crate::start_threads(0)?;
     let path = args.path.as_path();
     if let (Some(batches), Some(file)) = (args.batches, &args.out) {
         run_folder::write_batches(path, batches, file, out)?;
@@ -69,13 +71,24 @@ fn file(path: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
 fn model_folder(path: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
     let imported = hf::import(path)?;
     writeln!(out, "{}", model::describe(&imported.model, imported.table.parameters()))?;
+    match TokenizerFiles::of_model(path) {
+        Ok(Some(tokenizer)) => writeln!(out, "tokenizer: {}", tokenizer.describe())?,
+        Ok(None) => {}
+        Err(error) => writeln!(out, "tokenizer: {error}")?,
+    }
     for (names, what) in [(&imported.missing, "missing"), (&imported.ignored, "not part of the model")] {
         if !names.is_empty() {
             writeln!(out, "{what}: {}", names.join(", "))?;
         }
     }
-    writeln!(out)?;
-    tensors::print_table(&path.join(WEIGHTS), out)
+    for file in &imported.files {
+        writeln!(out)?;
+        if imported.files.len() > 1 {
+            writeln!(out, "{}", file.display())?;
+        }
+        tensors::print_table(file, out)?;
+    }
+    Ok(())
 }
 
 fn checkpoint(path: &Path, out: &mut dyn Write) -> anyhow::Result<()> {

@@ -66,6 +66,7 @@ fn print_origin(manifest: &Manifest, out: &mut dyn Write) -> anyhow::Result<()> 
         "vocabulary of {} tokens, sha256 {hash}…; unigram entropy {entropy:.3} nats",
         manifest.vocab_size
     )?;
+    writeln!(out, "tokenizer: {}", manifest.tokenizer())?;
     if let Some(source) = &manifest.source {
         return print_source(manifest, source, out);
     }

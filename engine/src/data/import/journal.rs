@@ -89,7 +89,7 @@ impl Journal {
         dir: &Path,
         identity: &Identity,
         vocab: &Vocab,
-        max_seq_length: usize,
+        (max_seq_length, labels): (usize, bool),
         skip_bad: bool,
     ) -> Result<Option<Self>> {
         let Ok(text) = std::fs::read_to_string(dir.join(JOURNAL)) else { return Ok(None) };
@@ -101,7 +101,7 @@ impl Journal {
             .filter(|j| j.max_seq_length == max_seq_length && (skip_bad || j.skipped.is_empty()));
         let Some(journal) = journal else { return Ok(None) };
         let shards: Vec<_> = journal.train.shards.iter().chain(&journal.eval.shards).cloned().collect();
-        let options = options_of(&journal);
+        let options = options_of(&journal, labels);
         if let Err(error) = verify(dir, &shards, vocab, &options) {
             tracing::warn!("starting over: {error}");
             return Ok(None);
@@ -147,8 +147,8 @@ impl Journal {
     }
 }
 
-/// What the shards of a journal were written with.
-fn options_of(journal: &Journal) -> crate::config::PrepareConfig {
+/// What the shards of a journal were written with, by an import of files with or without next-sentence labels.
+fn options_of(journal: &Journal, labels: bool) -> crate::config::PrepareConfig {
     let config = ImportConfig {
         format: journal.identity.format,
         inputs: Vec::new(),
@@ -156,5 +156,5 @@ fn options_of(journal: &Journal) -> crate::config::PrepareConfig {
         vocab: PathBuf::new(),
         skip_bad: false,
     };
-    options(&config, journal.max_seq_length, journal.predictions)
+    options(&config, journal.max_seq_length, journal.predictions, labels)
 }

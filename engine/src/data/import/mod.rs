@@ -18,11 +18,14 @@ mod tfrecord;
 pub use source::{ImportFormat, ImportSource, Layout};
 
 use crate::config::{Masking, PrepareConfig};
-use crate::data::prepare::staging::{JOURNAL, Staging, existing_like, input_difference, source_difference};
+use crate::data::prepare::staging::{
+    JOURNAL, Staging, existing_like, input_difference, source_difference, tokenizer_difference,
+};
 use crate::data::prepare::{Phase, PrepareProgress, entropy};
 use crate::data::shards::{InputRecord, Manifest, VOCAB};
-use crate::data::vocab::Vocab;
+use crate::data::tokenize::{PartialSettings, TokenizerFiles};
 use crate::error::{During, Error, Result};
+use crate::files::check_utf8;
 use files::InputFile;
 use journal::{Identity, Journal};
 use run::{Run, Sizes};
@@ -60,9 +63,11 @@ pub struct Imported {
     pub kept: u64,
     /// What was left out, by kind; empty where the folder held the data already.
     pub skipped: Vec<SkippedKind>,
+    /// What text the vocabulary is for, and why that is known, in words.
+    pub tokenizer: String,
 }
 
-/// Imports into the folder `out`, which appears when it is complete. `threads` 0 is one per core. Data that already lies
+/// Imports into the folder `out`. Sequences without next-sentence labels, all of them, become data without. The folder appears when it is complete. `threads` 0 is one per core. Data that already lies
 /// there whole and was imported from the same files is kept. An import that was killed or failed and is started again
 /// with the same files goes on behind its last closed shard.
 ///
@@ -92,12 +97,19 @@ fn import_in(
     };
     let train = files::list(&config.inputs, config.format)?;
     let eval = files::list(&config.eval, config.format)?;
-    let vocab = Vocab::load(&config.vocab)?;
-    let wanted = Wanted { config, train: &train, eval: &eval, vocab: &vocab };
+    train
+        .iter()
+        .chain(&eval)
+        .map(|file| &file.path)
+        .chain([&config.vocab])
+        .try_for_each(|path| check_utf8(path))?;
+    let tokenizer = TokenizerFiles::load(&config.vocab, None, PartialSettings::default())?;
+    let (vocab, settings) = (&tokenizer.vocab, tokenizer.settings);
+    let wanted = Wanted { config, train: &train, eval: &eval, tokenizer: &tokenizer };
     if let Some(found) = wanted.existing(out)? {
         return Ok(found);
     }
-    let run = Run::new(config, &vocab, threads, sizes, [&train, &eval], progress)?;
+    let run = Run::new(config, vocab, threads, sizes, [&train, &eval], progress)?;
     let waiting = || progress(&progress_of(Phase::Waiting, &train, &eval));
     let mut staging = Staging::enter(out, &waiting)?;
     // Another process may have made it meanwhile.
@@ -105,8 +117,9 @@ fn import_in(
         staging.empty()?;
         return Ok(found);
     }
-    let identity = Identity::new(config, &train, &eval, &vocab);
-    let journal = Journal::load(staging.path(), &identity, &vocab, run.max_seq_length, config.skip_bad)?;
+    let identity = Identity::new(config, &train, &eval, vocab);
+    let kind = (run.max_seq_length, run.labels());
+    let journal = Journal::load(staging.path(), &identity, vocab, kind, config.skip_bad)?;
     match journal {
         Some(_) => staging.keep(),
         None => staging.empty()?,
@@ -119,6 +132,7 @@ fn import_in(
 
     let mut manifest = Manifest::new(&done.options, records(&train));
     (manifest.vocab_size, manifest.vocab_sha256) = (vocab.len(), vocab.sha256().to_owned());
+    manifest.set_tokenizer(settings);
     manifest.unigram_entropy = entropy(&done.unigrams);
     manifest.source = Some(done.source);
     (manifest.train, manifest.eval) = (done.train, done.eval);
@@ -126,18 +140,19 @@ fn import_in(
     staging.finish(out)?;
     // Of no use any more; if it stays, it is ignored.
     let _ = std::fs::remove_file(out.join(JOURNAL));
-    Ok(Imported { manifest, existed: false, kept, skipped: done.skipped.kinds() })
+    let (skipped, tokenizer) = (done.skipped.kinds(), tokenizer.describe());
+    Ok(Imported { manifest, existed: false, kept, skipped, tokenizer })
 }
 
 /// The options that the manifest names: those that shards and training rely on. How the text became sequences is not
 /// known, so the rest are the defaults.
-fn options(config: &ImportConfig, max_seq_length: usize, max_predictions: usize) -> PrepareConfig {
+fn options(config: &ImportConfig, max_seq_length: usize, max_predictions: usize, nsp: bool) -> PrepareConfig {
     PrepareConfig {
         input: config.inputs.clone(),
         vocab: Some(config.vocab.clone()),
         max_seq_length,
         max_predictions,
-        nsp: true,
+        nsp,
         masking: Masking::Static,
         ..PrepareConfig::default()
     }
@@ -165,7 +180,7 @@ struct Wanted<'a> {
     config: &'a ImportConfig,
     train: &'a [InputFile],
     eval: &'a [InputFile],
-    vocab: &'a Vocab,
+    tokenizer: &'a TokenizerFiles,
 }
 
 impl Wanted<'_> {
@@ -175,7 +190,8 @@ impl Wanted<'_> {
         Ok(found.map(|manifest| {
             // Left by an import that was killed in its very last moment.
             let _ = std::fs::remove_file(out.join(JOURNAL));
-            Imported { manifest, existed: true, kept: 0, skipped: Vec::new() }
+            let tokenizer = self.tokenizer.describe();
+            Imported { manifest, existed: true, kept: 0, skipped: Vec::new(), tokenizer }
         }))
     }
 
@@ -187,7 +203,8 @@ impl Wanted<'_> {
         if !self.config.skip_bad && !source.skipped.is_empty() {
             return Some("bad records were left out of it".into());
         }
-        source_difference(found, &records(self.train), Some(self.vocab))
+        source_difference(found, &records(self.train), Some(&self.tokenizer.vocab))
+            .or_else(|| tokenizer_difference(found, self.tokenizer.settings))
             .or_else(|| input_difference(&source.eval_inputs, &records(self.eval)))
     }
 }

@@ -15,8 +15,8 @@ pub(super) struct Masked<'a> {
     pub positions: &'a [i64],
     /// The tokens that stood there.
     pub labels: &'a [i64],
-    /// 0: B follows A; 1: B is random.
-    pub next_sentence_label: i64,
+    /// 0: B follows A; 1: B is random. None where that was not to be learnt: then there need be no B.
+    pub next_sentence_label: Option<i64>,
 }
 
 /// Checks sequences and stores them.
@@ -43,15 +43,17 @@ impl<'a> Store<'a> {
     ) -> Result<usize, Wrong> {
         self.read_tokens(sequence)?;
         self.read_masks(sequence)?;
-        let segment_b = self.check_structure(sequence.segment_ids)?;
+        let alone = sequence.next_sentence_label.is_none();
+        let segment_b = self.check_structure(sequence.segment_ids, alone)?;
         let label = match sequence.next_sentence_label {
-            label @ (0 | 1) => label == 1,
-            label => {
+            None => None,
+            Some(label @ (0 | 1)) => Some(label == 1),
+            Some(label) => {
                 let what = format!("next_sentence_labels: {label}, expected 0 or 1");
                 return Err(Wrong::new(BadKind::Label, what));
             }
         };
-        columns.push(&self.tokens, segment_b, Some(label));
+        columns.push(&self.tokens, segment_b, label);
         for &(position, replacement) in &self.masks {
             columns.push_mask(position, replacement);
         }
@@ -119,12 +121,13 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// Where segment B begins, if [CLS] and [SEP] stand where the segments say.
-    fn check_structure(&self, segments: &[i64]) -> Result<usize, Wrong> {
+    /// Where segment B begins, if [CLS] and [SEP] stand where the segments say. Segment A may be `alone`.
+    fn check_structure(&self, segments: &[i64], alone: bool) -> Result<usize, Wrong> {
         let wrong = |what: String| Err(Wrong::new(BadKind::Structure, what));
         let (tokens, length) = (&self.tokens, self.tokens.len());
         let segment_b = segments.iter().position(|&s| s != 0).unwrap_or(length);
-        if !(2..length).contains(&segment_b) {
+        let ends = if alone { length } else { length.saturating_sub(1) };
+        if !(2..=ends).contains(&segment_b) {
             return wrong(format!(
                 "segment_ids: segment B begins at {segment_b} of {length} tokens, expected 2 to {}",
                 length - 1

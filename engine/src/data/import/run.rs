@@ -97,6 +97,14 @@ impl<'a> Run<'a> {
         Ok(Self { config, vocab, threads, sizes, files, plans, max_seq_length, progress })
     }
 
+    /// Whether sequences have next-sentence labels: all or none.
+    pub fn labels(&self) -> bool {
+        match &self.plans {
+            Plans::Tfrecord(shape) => shape.labels,
+            Plans::Hdf5(plans) => plans.iter().flatten().flatten().all(|plan| plan.labels),
+        }
+    }
+
     /// Imports both splits, behind what `journal` says is done.
     pub fn all(&self, staging: &mut Staging, identity: Identity, journal: Option<Journal>) -> Result<Done> {
         let mut state = match journal {
@@ -145,7 +153,7 @@ impl<'a> Run<'a> {
         };
         let predictions = state.predictions.max(padded).max(1);
         Ok(Done {
-            options: options(self.config, self.max_seq_length, predictions),
+            options: options(self.config, self.max_seq_length, predictions, self.labels()),
             source: self.source(&state.skipped),
             train: state.train,
             eval: state.eval,
@@ -175,7 +183,7 @@ impl<'a> Run<'a> {
         let evaluating = state.evaluating;
         let dir = staging.path().to_owned();
         let (name, closed) = if evaluating { ("eval", &state.eval) } else { ("train", &state.train) };
-        let mut writer = SplitWriter::new(&dir, name, self.vocab, self.max_seq_length, true, true);
+        let mut writer = SplitWriter::new(&dir, name, self.vocab, self.max_seq_length, self.labels(), true);
         if !closed.shards.is_empty() {
             writer = writer.behind(closed.clone());
         }

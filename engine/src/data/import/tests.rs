@@ -1,6 +1,7 @@
 //! Against the samples that `tools/make_import_samples.py` wrote with other software, whole, damaged and interrupted.
 
 mod damage;
+mod labels;
 
 use super::*;
 use crate::data::shards::{Dataset, SplitName};

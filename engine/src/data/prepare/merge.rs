@@ -87,6 +87,7 @@ fn check_alike(parts: &[Found], vocab: &Vocab) -> Result<()> {
     let Some((first, Part { whole, made, .. })) = parts.first() else { return Ok(()) };
     let mut wanted = Manifest::new(&whole.options, whole.inputs.clone());
     wanted.vocab_sha256 = vocab.sha256().to_owned();
+    wanted.set_tokenizer(whole.tokenizer());
     for (dir, part) in parts {
         let found = &part.made;
         let difference = difference(&part.whole, &wanted, vocab).or_else(|| {

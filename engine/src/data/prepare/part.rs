@@ -6,12 +6,13 @@
 
 use super::staging::{self, Staging};
 use super::{
-    Phase, PrepareProgress, check, cores, early_staging, list, make_sequences, records, save_vocab,
-    say_remarks,
+    Phase, PrepareProgress, Tokenization, check, cores, early_staging, list, make_sequences, records,
+    save_vocab, say_remarks, tokenization,
 };
 use crate::config::PrepareConfig;
 use crate::data::input::{InputFile, Omitted};
 use crate::data::shards::{Manifest, SplitManifest, VOCAB, verify};
+use crate::data::tokenize::TokenizerSettings;
 use crate::data::vocab::Vocab;
 use crate::error::{During, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -93,6 +94,7 @@ pub(in crate::data) struct Work<'a> {
     pub files: &'a [InputFile],
     pub config: &'a PrepareConfig,
     pub vocab: &'a Vocab,
+    pub settings: TokenizerSettings,
     /// Where shards go.
     pub dir: &'a Path,
     pub threads: usize,
@@ -230,15 +232,15 @@ pub fn prepare_part(
     progress: &(dyn Fn(&PrepareProgress) + Sync),
 ) -> Result<Part> {
     check(config)?;
-    let Some(vocab) = &config.vocab else {
+    let Tokenization { vocab: Some(vocab), settings, .. } = tokenization(config)? else {
         let what = "every part needs the whole vocabulary; train it on one host first (prepare --train-vocab N --input PATH \
                     --out DIR, on all of the text or some of it), then give each part the vocab.txt of that DIR";
         return Err(Error::config("prepare.train_vocab", what));
     };
-    let vocab = Vocab::load(vocab)?;
     let early = early_staging(config, out, progress)?;
     let files = list(config, early.as_ref(), progress)?;
     let mut whole = Manifest::new(config, records(&files));
+    whole.set_tokenizer(settings);
     if let Some(existing) = existing(out, number, &whole, &vocab)? {
         return Ok(existing);
     }
@@ -251,7 +253,8 @@ pub fn prepare_part(
     let dir = staging.path();
     save_vocab(&vocab, dir, &mut whole)?;
     let (threads, share) = (cores(threads), Share::of(number));
-    let made = make_sequences(&Work { files: &files, config, vocab: &vocab, dir, threads, progress, share })?;
+    let work = Work { files: &files, config, vocab: &vocab, settings, dir, threads, progress, share };
+    let made = make_sequences(&work)?;
     let part = Part { number, whole, made };
     part.save(dir)?;
     files.iter().try_for_each(InputFile::remove_spooled)?;

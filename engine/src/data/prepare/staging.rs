@@ -4,8 +4,10 @@ use super::part::PART;
 use crate::config::PrepareConfig;
 use crate::data::input::SPOOLED;
 use crate::data::shards::{Dataset, InputRecord, MANIFEST, Manifest, SplitName, VOCAB};
+use crate::data::tokenize::TokenizerSettings;
 use crate::data::vocab::Vocab;
 use crate::error::{During, Error, Result};
+use crate::files::{behind_link, check_no_mount};
 use crate::lock::FolderLock;
 use serde_json::Value;
 use std::ffi::OsString;
@@ -40,10 +42,14 @@ impl Staging {
 
     /// As [`Staging::create`], with what a killed run left still in it.
     pub fn enter(out: &Path, waiting: &dyn Fn()) -> Result<Self> {
+        let out = &behind_link(out);
         let name =
             out.file_name().ok_or_else(|| Error::file(out, "is not a folder's name; choose another"))?;
         let mut name = name.to_owned();
         name.push(".preparing");
+        if let Ok(there) = std::fs::metadata(out) {
+            check_no_mount(out, &there)?;
+        }
         let path = out.with_file_name(name);
         if let Some(parent) = parent(&path) {
             std::fs::create_dir_all(parent).during("cannot create the folder", parent)?;
@@ -85,6 +91,7 @@ impl Staging {
 
     /// Gives the folder its name, once all in it is on disk.
     pub fn finish(mut self, out: &Path) -> Result<()> {
+        let out = &behind_link(out);
         sync(&self.path)?;
         if out.exists() {
             std::fs::remove_dir(out).during("cannot replace the empty folder", out)?;
@@ -182,12 +189,19 @@ pub(super) fn difference(found: &Manifest, wanted: &Manifest, vocab: Option<&Voc
     }
     match option_difference(&found.options, &wanted.options) {
         Some((key, there, here)) => Some(format!("{key} is {there} there and {here} here")),
-        None => source_difference(found, &wanted.inputs, vocab),
+        None => source_difference(found, &wanted.inputs, vocab)
+            .or_else(|| tokenizer_difference(found, wanted.tokenizer())),
     }
 }
 
+/// How text is normalized otherwise, if it is.
+pub(in crate::data) fn tokenizer_difference(found: &Manifest, wanted: TokenizerSettings) -> Option<String> {
+    let (key, there, here) = found.tokenizer().difference(&wanted)?;
+    Some(format!("{key} is {there} there and {here} here"))
+}
+
 /// The first option that makes other data: its name, its value there and here. Where text and vocabulary lie makes no
-/// difference.
+/// difference, and what became of the options of the tokenizer the manifest says.
 pub(super) fn option_difference(
     there: &PrepareConfig,
     here: &PrepareConfig,
@@ -197,6 +211,7 @@ pub(super) fn option_difference(
         (options.input, options.vocab, options.eval_input) = (Vec::new(), None, None);
         // Without a name it is that of old; what was left out, the manifest says.
         (options.text_field, options.skip_bad) = (Some(options.field().to_owned()), false);
+        (options.lowercase, options.strip_accents, options.tokenize_chinese_chars) = (None, None, None);
         serde_json::to_value(options).unwrap_or_default()
     };
     let (there, here) = (options(there), options(here));

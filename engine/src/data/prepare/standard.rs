@@ -10,7 +10,7 @@ use crate::data::pipeline::ordered;
 use crate::data::sentences::for_each_sentence;
 use crate::data::sequences::{Documents, Pair, build};
 use crate::data::shards::{Columns, SplitWriter};
-use crate::data::tokenize::Tokenizer;
+use crate::data::tokenize::{Tokenizer, TokenizerSettings};
 use crate::data::vocab::Vocab;
 use crate::error::Result;
 use kernels::philox::{MASKING, PREPARE, Stream, step_key};
@@ -29,7 +29,7 @@ fn block_bytes(dupe_factor: usize) -> usize {
 /// Makes the sequences of the blocks that are this process's. It reads all of the input: where a block begins, its number,
 /// and the excerpts it gets depend on all that came before.
 pub(super) fn make_sequences(work: &Work<'_>) -> Result<Outcome> {
-    let Work { files, config, vocab, dir, threads, progress, share } = *work;
+    let Work { files, config, vocab, settings, dir, threads, progress, share } = *work;
     let piece = block_bytes(config.dupe_factor);
     let input = Input { files, config };
     let (ahead, seen) = (Seen::default(), Seen::default());
@@ -43,7 +43,7 @@ pub(super) fn make_sequences(work: &Work<'_>) -> Result<Outcome> {
     let (mut train, mut eval) = (writer("train"), writer("eval"));
     let mut outcome = Outcome { unigrams: vec![0; vocab.len()], ..Outcome::default() };
     let mut done = PrepareProgress::new(Phase::Sequences, files);
-    let maker = Maker::new(input, vocab)?;
+    let maker = Maker::new(input, vocab, settings)?;
     let (mut blocks_read, mut text_hash) = (0, Xxh3::new());
     // Of a byte of text: itself, its part of a token of 4 bytes, and each time about a byte of sequences, in vectors with
     // room to grow.
@@ -128,7 +128,7 @@ struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
-    fn new(input: Input<'a>, vocab: &'a Vocab) -> Result<Self> {
+    fn new(input: Input<'a>, vocab: &'a Vocab, settings: TokenizerSettings) -> Result<Self> {
         let config = input.config;
         let rule = MaskRule {
             probability: config.masked_lm_prob,
@@ -136,7 +136,7 @@ impl<'a> Maker<'a> {
             vocab_size: vocab.len() as u32,
             mask: vocab.mask,
         };
-        Ok(Self { input, config, vocab, tokenizer: Tokenizer::new(vocab)?, rule })
+        Ok(Self { input, config, vocab, tokenizer: Tokenizer::new(vocab, settings)?, rule })
     }
 
     fn make(&self, block: &Block, tokenizer: &mut Tokenizer) -> Result<Made> {

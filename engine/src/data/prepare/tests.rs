@@ -3,8 +3,8 @@
 use super::*;
 use crate::config::{Masking, Split};
 use crate::data::shards::{Dataset, SplitName};
-use crate::data::tokenize::Tokenizer;
 use crate::data::tokenize::tests::small_vocab;
+use crate::data::tokenize::{Tokenizer, TokenizerSettings};
 use kernels::philox::Stream;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering::Relaxed;
@@ -128,7 +128,7 @@ fn counts_add_up_and_evaluation_text_is_held_out() {
     assert!((20..60).contains(&manifest.eval.documents)); // 40, standard deviation 6
     let numbers = |split| {
         let data = Dataset::open(&out, split).unwrap();
-        let tokenizer = Tokenizer::new(data.vocab()).unwrap();
+        let tokenizer = Tokenizer::new(data.vocab(), TokenizerSettings::UNCASED).unwrap();
         let text: Vec<String> =
             (0..data.len()).map(|i| tokenizer.decode(&data.get(i).unwrap().tokens.to_vec())).collect();
         let words = text.iter().flat_map(|t| t.split(' ')).filter_map(|w| w.parse::<u32>().ok());
@@ -324,7 +324,7 @@ fn json_lines_are_named_when_wrong_and_invalid_utf8_is_counted() {
     let manifest = prepare(&config, &out, 2, &|_| {}).unwrap();
     assert_eq!((manifest.documents, manifest.train.documents, manifest.invalid_utf8), (4, 3, 3));
     let data = Dataset::open(&out, SplitName::Train).unwrap();
-    let tokenizer = Tokenizer::new(data.vocab()).unwrap();
+    let tokenizer = Tokenizer::new(data.vocab(), TokenizerSettings::UNCASED).unwrap();
     let text: String =
         (0..data.len()).map(|i| tokenizer.decode(&data.get(i).unwrap().tokens.to_vec()) + "\n").collect();
     assert!(text.contains("the \" dog \"") && text.contains("the quick fox"), "{text}");

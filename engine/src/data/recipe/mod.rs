@@ -49,7 +49,7 @@ struct Done {
 /// Makes the sequences of the files that are this process's. The last file is the evaluation text if the configuration names
 /// one.
 pub(super) fn make_sequences(work: &Work<'_>) -> Result<Outcome> {
-    let Work { files, config, vocab, dir, threads, progress, share } = *work;
+    let Work { files, config, vocab, settings, dir, threads, progress, share } = *work;
     check_files(files, config)?;
     let mut sink = Sink::new(work);
     let first_eval = files.len() - usize::from(config.eval_input.is_some());
@@ -65,7 +65,7 @@ pub(super) fn make_sequences(work: &Work<'_>) -> Result<Outcome> {
             )
         },
         || {
-            let mut tokenizer = ReferenceTokenizer::new(vocab);
+            let mut tokenizer = ReferenceTokenizer::new(vocab, settings.lowercase);
             move |job: Job| {
                 let (input, seen) = (Input { files, config }, Seen::default());
                 let documents =

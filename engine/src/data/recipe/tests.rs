@@ -168,7 +168,7 @@ struct TokenVectors {
 fn odd_text_becomes_the_references_tokens() {
     let vocab = Vocab::load(&vocab_path()).unwrap();
     let want: TokenVectors = serde_json::from_slice(&vectors("tokens.json.gz")).unwrap();
-    let mut tokenizer = ReferenceTokenizer::new(&vocab);
+    let mut tokenizer = ReferenceTokenizer::new(&vocab, true);
     for _ in 0..2 {
         for (line, want) in &want.lines {
             let mut got = Vec::new();
@@ -186,6 +186,23 @@ fn odd_text_becomes_the_references_tokens() {
     }
     let hex: String = digest.finalize().iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(hex, want.code_points);
+}
+
+#[test]
+fn without_do_lower_case_only_control_characters_ideographs_and_punctuation_are_looked_at() {
+    let tokens =
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Caf", "##é", "caf", "##e", "A", "##Σ", ",", "里"];
+    let vocab = Vocab::from_tokens(tokens.map(String::from).into()).unwrap();
+    let ids = |names: &str| names.split(' ').map(|t| vocab.id(t).unwrap()).collect::<Vec<u32>>();
+    for (lowercase, want) in
+        [(false, "Caf ##é , A ##Σ 里 A [UNK]"), (true, "caf ##e , [UNK] 里 [UNK] caf ##e")]
+    {
+        let mut got = Vec::new();
+        let mut tokenizer = ReferenceTokenizer::new(&vocab, lowercase);
+        tokenizer.encode("Café,AΣ里A CAFE\u{301}", &mut got);
+        tokenizer.encode("", &mut got);
+        assert_eq!(got, ids(want), "lowercase {lowercase}");
+    }
 }
 
 #[test]

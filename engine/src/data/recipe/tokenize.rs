@@ -1,4 +1,4 @@
-//! Tokenization as the reference's `FullTokenizer` with `do_lower_case` does it.
+//! Tokenization as the reference's `FullTokenizer` does it, with `do_lower_case` or without.
 //!
 //! [`crate::data::tokenize`] differs in what the crate behind it does: words of more than 100 characters are [UNK] there and
 //! more than 200 here; private-use and unassigned characters are dropped there and kept here; a capital sigma that ends a
@@ -24,6 +24,8 @@ const SIGMA: char = 'Σ';
 /// Lines of text to token ids.
 pub(super) struct ReferenceTokenizer<'a> {
     vocab: &'a Vocab,
+    /// Whether text becomes lower case and loses its accents.
+    lowercase: bool,
     /// Characters of the longest token.
     longest_token: usize,
     /// What became of a piece: a range of `cached_ids`.
@@ -33,10 +35,11 @@ pub(super) struct ReferenceTokenizer<'a> {
 }
 
 impl<'a> ReferenceTokenizer<'a> {
-    pub fn new(vocab: &'a Vocab) -> Self {
+    pub fn new(vocab: &'a Vocab, lowercase: bool) -> Self {
         let longest_token = vocab.tokens().iter().map(|t| t.chars().count()).max().unwrap_or(0);
         Self {
             vocab,
+            lowercase,
             longest_token,
             cache: HashMap::default(),
             cached_ids: Vec::new(),
@@ -99,11 +102,19 @@ impl<'a> ReferenceTokenizer<'a> {
         self.encode_word(&word, out);
     }
 
-    /// Lower case, no accents, punctuation marks apart.
+    /// Lower case without accents if wanted, punctuation marks apart.
     fn encode_word(&mut self, word: &str, out: &mut Vec<u32>) {
+        if !self.lowercase {
+            return self.split_punctuation(word.chars(), out);
+        }
+        let lower = lowercase(word);
+        self.split_punctuation(lower.nfd().filter(|&c| !unicode::is_nonspacing_mark(c)), out);
+    }
+
+    fn split_punctuation(&mut self, word: impl Iterator<Item = char>, out: &mut Vec<u32>) {
         let mut part = std::mem::take(&mut self.buffer);
         part.clear();
-        for c in lowercase(word).nfd().filter(|&c| !unicode::is_nonspacing_mark(c)) {
+        for c in word {
             if is_punctuation(c) {
                 self.word_pieces(&part, out);
                 self.word_pieces(c.encode_utf8(&mut [0; 4]), out);

@@ -4,9 +4,10 @@ use crate::config::PrepareConfig;
 use crate::data::import::ImportSource;
 use crate::data::input::{Omitted, grouped};
 use crate::data::prepare::part::PART;
+use crate::data::tokenize::TokenizerSettings;
 use crate::error::{During, Error, Result};
 use serde::{Deserialize, Serialize};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -33,6 +34,9 @@ pub struct Manifest {
     pub vocab_size: usize,
     /// See [`crate::data::vocab::Vocab::sha256`].
     pub vocab_sha256: String,
+    /// How text was normalized; none, as in data made before there was a choice, is the uncased tokenizer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tokenizer: Option<TokenizerSettings>,
     /// How the data was made.
     pub options: PrepareConfig,
     /// What it was made of; the evaluation text, where `options` name one, comes last.
@@ -131,6 +135,7 @@ impl Manifest {
             tool_version: env!("CARGO_PKG_VERSION").into(),
             vocab_size: 0,
             vocab_sha256: String::new(),
+            tokenizer: None,
             options: options.clone(),
             inputs,
             source: None,
@@ -195,10 +200,29 @@ impl Manifest {
         lines
     }
 
-    /// Of what training reads: the vocabulary and the shards' contents; hexadecimal.
+    /// How the text was normalized.
+    pub fn tokenizer(&self) -> TokenizerSettings {
+        self.tokenizer.unwrap_or_default()
+    }
+
+    pub(crate) fn set_tokenizer(&mut self, settings: TokenizerSettings) {
+        self.tokenizer = Some(settings).filter(|settings| *settings != TokenizerSettings::default());
+    }
+
+    /// Whether a file is a manifest, whole or not.
+    pub(crate) fn is_one(path: &Path) -> bool {
+        let mut start = [0; CHECKSUM_PREFIX.len()];
+        let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut start));
+        read.is_ok() && start == CHECKSUM_PREFIX.as_bytes()
+    }
+
+    /// Of what training reads: the vocabulary, its tokenizer and the shards' contents; hexadecimal.
     pub fn data_hash(&self) -> String {
         let shards = self.train.shards.iter().chain(&self.eval.shards);
-        let text = shards.fold(self.vocab_sha256.clone(), |text, shard| text + " " + &shard.xxh3);
+        let mut text = shards.fold(self.vocab_sha256.clone(), |text, shard| text + " " + &shard.xxh3);
+        if let Some(settings) = &self.tokenizer {
+            text += &format!(" {settings}");
+        }
         format!("{:016x}", xxh3_64(text.as_bytes()))
     }
 

@@ -5,6 +5,7 @@ mod train;
 pub use train::train;
 pub(crate) use train::train_files;
 
+use crate::data::tokenize::files::tokens_of;
 use crate::error::{During, Error, Result};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -32,23 +33,22 @@ pub struct Vocab {
 }
 
 impl Vocab {
-    /// Reads a vocab.txt.
+    /// Reads a vocab.txt, or the vocabulary of a WordPiece model's tokenizer.json. A mark of byte order at the beginning is
+    /// no part of the first token.
     ///
     /// # Errors
     /// A file that cannot be read, is empty or not UTF-8, has an empty line or one token twice, or lacks a special
-    /// token.
+    /// token; a folder, a binary file, the JSON of another tokenizer.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).during("cannot read the vocabulary", path)?;
-        let text = String::from_utf8(bytes).map_err(|e| {
-            let valid = &e.as_bytes()[..e.utf8_error().valid_up_to()];
-            let line = 1 + valid.iter().filter(|&&b| b == b'\n').count();
-            Error::file(
-                path,
-                format!("line {line} is not UTF-8; save the vocabulary as UTF-8, one token a line"),
-            )
-        })?;
-        let text = text.strip_suffix('\n').unwrap_or(&text);
-        let tokens = if text.is_empty() { Vec::new() } else { text.split('\n').map(trim_cr).collect() };
+        let text = read_text(path)?;
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let tokens = match tokens_of_json(path, text)? {
+            Some(tokens) => tokens,
+            None => {
+                let text = text.strip_suffix('\n').unwrap_or(text);
+                if text.is_empty() { Vec::new() } else { text.split('\n').map(trim_cr).collect() }
+            }
+        };
         Self::build(tokens, |what| Error::file(path, what))
     }
 
@@ -115,12 +115,46 @@ impl Vocab {
         &self.sha256
     }
 
+    /// The content of a vocab.txt.
+    pub fn to_text(&self) -> String {
+        self.tokens.join("\n") + "\n"
+    }
+
     /// Writes a vocab.txt.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let mut text = self.tokens.join("\n");
-        text.push('\n');
-        std::fs::write(path, text).during("cannot write the vocabulary", path)
+        std::fs::write(path, self.to_text()).during("cannot write the vocabulary", path)
     }
+}
+
+/// A file that may be a vocabulary, as text.
+fn read_text(path: &Path) -> Result<String> {
+    const REMEDY: &str = "give a vocab.txt: UTF-8 text, one token a line";
+    if path.is_dir() {
+        return Err(Error::file(path, format!("is a folder, not a vocabulary; {REMEDY}")));
+    }
+    let bytes = std::fs::read(path).during("cannot read the vocabulary", path)?;
+    if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
+        return Err(Error::file(path, format!("is text in UTF-16; {REMEDY}")));
+    }
+    if let Some(at) = bytes.iter().position(|&b| b == 0) {
+        return Err(Error::file(
+            path,
+            format!("is a binary file, not a vocabulary (byte {at} is 0); {REMEDY}"),
+        ));
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let valid = &e.as_bytes()[..e.utf8_error().valid_up_to()];
+        let line = 1 + valid.iter().filter(|&&b| b == b'\n').count();
+        Error::file(path, format!("line {line} is not UTF-8; save the vocabulary as UTF-8, one token a line"))
+    })
+}
+
+/// The tokens of a tokenizer.json; none where the text is no JSON. A token may begin with a brace as JSON does.
+fn tokens_of_json(path: &Path, text: &str) -> Result<Option<Vec<String>>> {
+    let named = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
+    let is_json = text.trim_start().starts_with('{')
+        && (named || serde_json::from_str::<serde_json::Value>(text).is_ok_and(|json| json.is_object()));
+    if is_json { tokens_of(path, text).map(Some) } else { Ok(None) }
 }
 
 fn trim_cr(line: &str) -> String {
@@ -157,6 +191,25 @@ mod tests {
     }
 
     #[test]
+    fn a_mark_of_byte_order_and_a_tokenizer_json_change_nothing() {
+        let tokens = SPECIAL_TOKENS.iter().copied().chain(["{", "##b"]);
+        let plain = load(tokens.clone().collect::<Vec<_>>().join("\n").as_bytes()).unwrap();
+        let marked = "\u{feff}".to_owned() + &tokens.clone().collect::<Vec<_>>().join("\r\n");
+        let ids: serde_json::Map<_, _> = tokens.zip(0..).map(|(t, id)| (t.to_owned(), id.into())).collect();
+        let json = serde_json::json!({ "model": { "type": "WordPiece", "vocab": ids } }).to_string();
+        for text in [marked, json] {
+            assert_eq!(load(text.as_bytes()).unwrap().sha256(), plain.sha256());
+        }
+    }
+
+    #[test]
+    fn a_folder_is_named_as_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let message = Vocab::load(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("is a folder, not a vocabulary; give a vocab.txt"), "{message}");
+    }
+
+    #[test]
     fn errors_name_the_file_and_the_line() {
         for (bytes, want) in [
             (&b""[..], "holds no token"),
@@ -164,6 +217,17 @@ mod tests {
             (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\nb\na\n", "lines 6 and 8 both hold `a`"),
             (b"[PAD]\n\n[UNK]\n", "line 2 is empty"),
             (b"[PAD]\n[UNK]\n\xff\n", "line 3 is not UTF-8"),
+            (b"[PAD]\n[UNK]\n\0\n", "is a binary file, not a vocabulary (byte 12 is 0)"),
+            (b"\xff\xfe[\0P\0", "is text in UTF-16"),
+            (b"{\"a\": 1, \"b\": 2}", "is JSON and no tokenizer.json"),
+            (
+                b"{\"model\": {\"type\": \"BPE\", \"vocab\": {}}}",
+                "type: \"BPE\", only \"WordPiece\" can be reproduced",
+            ),
+            (
+                b"{\"model\": {\"type\": \"WordPiece\", \"vocab\": {\"a\": 0, \"b\": 2}}}",
+                "`b` has id 2, 1 is expected",
+            ),
         ] {
             let message = load(bytes).unwrap_err().to_string();
             assert!(message.contains(want) && message.contains("vocab.txt"), "{message}");

@@ -5,7 +5,9 @@ use crate::config::PrepareConfig;
 use crate::data::input::{Block, Blocks, Input, InputFile, Reader, Seen, document_text};
 use crate::data::pipeline::ordered;
 use crate::data::prepare::{BUDGET, Phase, PrepareProgress};
-use crate::data::tokenize::{PieceHasher, cut, for_each_word, is_separator};
+use crate::data::tokenize::{
+    PartialSettings, PieceHasher, TokenizerSettings, cut, for_each_word, is_separator,
+};
 use crate::error::{Error, Result};
 use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasherDefault;
@@ -58,6 +60,7 @@ fn count_words(
 ) -> Result<Counts> {
     let (input, seen) = (Input { files, config }, &Seen::default());
     let reader = Reader { input, piece: BLOCK, seen, scratch };
+    let settings = &PartialSettings::of(config).resolve();
     let mut done = PrepareProgress::new(Phase::Vocabulary, files);
     let mut counts = Counts::default();
     ordered(
@@ -75,7 +78,7 @@ fn count_words(
             reader.read(&mut |piece| blocks.add(&piece, false))?;
             blocks.finish()
         },
-        || |block| count_block(&block, input),
+        || |block| count_block(&block, input, settings),
         |(block_counts, documents, bytes): (Counts, u64, u64)| {
             for (word, count) in block_counts {
                 *counts.entry(word).or_default() += count;
@@ -90,7 +93,7 @@ fn count_words(
     Ok(counts)
 }
 
-fn count_block(block: &Block, input: Input<'_>) -> Result<(Counts, u64, u64)> {
+fn count_block(block: &Block, input: Input<'_>, settings: &TokenizerSettings) -> Result<(Counts, u64, u64)> {
     let mut chunks: HashMap<String, u64, BuildHasherDefault<PieceHasher>> = HashMap::default();
     let mut documents = 0;
     for document in &block.documents {
@@ -107,8 +110,8 @@ fn count_block(block: &Block, input: Input<'_>) -> Result<(Counts, u64, u64)> {
     for (chunk, count) in chunks {
         let mut rest = chunk.as_str();
         while !rest.is_empty() {
-            let (head, tail) = rest.split_at(cut(rest));
-            for_each_word(head, |word| {
+            let (head, tail) = rest.split_at(cut(rest, settings));
+            for_each_word(head, settings, |word| {
                 if word.chars().nth(LONGEST_WORD).is_none() {
                     *words.entry(word.to_owned()).or_default() += count;
                 }
