@@ -282,7 +282,8 @@ pub fn overflowing(dir: &Path, run: &str) -> Config {
     weights[positions][24 * 16..].fill(3e38);
     let start = dir.join("start");
     let vocab = engine::data::vocab::Vocab::load(&dir.join("vocab.txt")).unwrap();
-    engine::checkpoint::hf::export(&start, &config.model, &table, &weights, &vocab, Default::default()).unwrap();
+    engine::checkpoint::hf::export(&start, &config.model, &table, &weights, &vocab, Default::default())
+        .unwrap();
     config.model.init_from = Some(start);
     config.train.on_nonfinite = engine::config::OnNonFinite::Skip;
     config.train.eval_every = 0;
