@@ -133,8 +133,9 @@ pub struct PrepareArgs {
     pub part: Option<PartOf>,
     /// Merge the folders of all parts, in any order, into what one host would have prepared [default: prepare]
     #[arg(long, num_args = 1.., value_name = "DIR", conflicts_with_all = [
-        "input", "text_field", "skip_bad", "recipe", "vocab", "train_vocab", "cased", "uncased", "strip_accents",
-        "tokenize_chinese_chars", "max_seq_length", "split", "nsp", "no_nsp", "masking", "dupe_factor",
+        "input", "text_field", "skip_bad", "recipe", "vocab", "train_vocab", "alphabet_limit", "cased", "uncased",
+        "strip_accents", "tokenize_chinese_chars", "max_seq_length", "split", "nsp", "no_nsp", "masking",
+        "whole_word_masking", "dupe_factor",
         "masked_lm_prob", "max_predictions", "short_seq_prob", "eval_fraction", "eval_input", "eval_records", "seed",
         "threads",
     ])]
@@ -166,6 +167,10 @@ pub struct PrepareArgs {
     /// Make each Chinese character a word of its own [default: as the vocabulary's files say, or true]
     #[arg(long, value_name = "true|false")]
     pub tokenize_chinese_chars: Option<bool>,
+    /// Leave all but the N most frequent characters out of the vocabulary of --train-vocab; words with others become [UNK]
+    /// [default: none, as many as there is room for]
+    #[arg(long, value_name = "N", requires = "train_vocab")]
+    pub alphabet_limit: Option<usize>,
     /// Folder of the shards
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -184,6 +189,9 @@ pub struct PrepareArgs {
     /// Masks drawn anew at load time, or once and stored (mlperf: static) [default: dynamic]
     #[arg(long, value_enum)]
     pub masking: Option<Masking>,
+    /// Predict all pieces of a word or none of them [default: off]
+    #[arg(long)]
+    pub whole_word_masking: bool,
     /// How often each document is used, each time cut and masked anew (mlperf: 10) [default: 1]
     #[arg(long, value_name = "N")]
     pub dupe_factor: Option<usize>,
@@ -604,6 +612,7 @@ impl PrepareArgs {
             lowercase: (self.cased || self.uncased).then_some(self.uncased),
             strip_accents: self.strip_accents,
             tokenize_chinese_chars: self.tokenize_chinese_chars,
+            alphabet_limit: self.alphabet_limit,
             max_seq_length: self.max_seq_length.unwrap_or(default.max_seq_length),
             split: self.split.map_or(default.split, |split| match split {
                 Split::Lines => config::Split::Lines,
@@ -614,6 +623,7 @@ impl PrepareArgs {
                 Masking::Dynamic => config::Masking::Dynamic,
                 Masking::Static => config::Masking::Static,
             }),
+            whole_word_masking: self.whole_word_masking,
             dupe_factor: self.dupe_factor.unwrap_or(default.dupe_factor),
             masked_lm_prob: self.masked_lm_prob.unwrap_or(default.masked_lm_prob),
             max_predictions: self.max_predictions.unwrap_or(default.max_predictions),

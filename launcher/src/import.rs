@@ -2,7 +2,7 @@
 
 use crate::args::{ImportArgs, ImportDataArgs, ImportKind};
 use crate::progress::PrepareBar;
-use crate::{exit, format, import_model};
+use crate::{exit, format, import_model, prepare};
 use engine::data::import::{self, ImportConfig, ImportFormat, Imported};
 use std::io::Write;
 use std::time::Instant;
@@ -56,6 +56,7 @@ fn print(
         writeln!(out, "the sequences have no next-sentence labels: they train the masked-token head only")?;
     }
     writeln!(out, "tokenizer: {}", imported.tokenizer)?;
+    prepare::print_remarks(manifest, out)?;
     for skipped in &imported.skipped {
         writeln!(
             out,

@@ -90,8 +90,12 @@ impl Made {
             out,
             "{dir}: {name}{documents} documents, {sequences} sequences ({held_out} held out), {tokens} tokens"
         )?;
-        if let Self::Whole(manifest) = self {
-            print_remarks(manifest, out)?;
+        match self {
+            Self::Whole(manifest) => print_remarks(manifest, out)?,
+            Self::Part(part) => {
+                let (line, warnings) = part.unknown_tokens();
+                print_lines(line, warnings, out)?;
+            }
         }
         if let Some(part) = args.part {
             writeln!(out, "when all {} are made: launcher prepare --merge DIR... --out DIR", part.of)?;
@@ -100,17 +104,17 @@ impl Made {
     }
 }
 
-fn print_remarks(manifest: &Manifest, out: &mut dyn Write) -> anyhow::Result<()> {
-    if manifest.documents == 1 && manifest.options.nsp {
-        writeln!(
-            out,
-            "the input is one document: random next sentences come from elsewhere in it; separate documents by blank \
-             lines or files, or give --no-nsp"
-        )?;
-    }
+/// What became of the input, the share of unknown tokens, and all that may be wrong with the data.
+pub fn print_remarks(manifest: &Manifest, out: &mut dyn Write) -> anyhow::Result<()> {
     for line in manifest.remarks() {
         writeln!(out, "{line}")?;
     }
+    print_lines(manifest.unknown_tokens(), manifest.warnings(), out)
+}
+
+fn print_lines(line: Option<String>, warnings: Vec<String>, out: &mut dyn Write) -> anyhow::Result<()> {
+    line.iter().try_for_each(|line| writeln!(out, "{line}"))?;
+    warnings.iter().try_for_each(|line| writeln!(out, "warning: {line}"))?;
     Ok(())
 }
 

@@ -134,6 +134,7 @@ impl PrepareBar {
         let done = match p.phase {
             Phase::Receiving => format!("reading the pipe, {rate}B/s"),
             Phase::Vocabulary => format!("counting words, {rate}B/s"),
+            Phase::Hashing => format!("reading the input's content, {rate}B/s"),
             Phase::Waiting => "waiting for another process that prepares this data".to_owned(),
             Phase::Sequences => format!("preparing: {} sequences, {rate}B/s", count(p.sequences)),
             Phase::Merging => format!("merging: {} sequences, {rate}B/s", count(p.sequences)),
@@ -156,7 +157,8 @@ impl PrepareBar {
     /// Whether anything was made: data that lies there already is kept.
     pub fn has_begun(&self) -> bool {
         let phase = self.state.lock().unwrap_or_else(PoisonError::into_inner).phase;
-        phase.is_some_and(|phase| !matches!(phase, Phase::Waiting | Phase::Receiving))
+        let nothing = |phase| matches!(phase, Phase::Waiting | Phase::Receiving | Phase::Hashing);
+        phase.is_some_and(|phase| !nothing(phase))
     }
 
     /// Removes the bar.

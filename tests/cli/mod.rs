@@ -3,6 +3,7 @@
 mod bad_input;
 mod batches;
 mod cased;
+mod data_truth;
 mod end_to_end;
 mod import;
 mod import_model;

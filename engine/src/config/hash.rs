@@ -11,7 +11,9 @@ const SECTIONS: [&str; 3] = ["model", "optimizer", "schedule"];
 const TRAIN: [&str; 5] = ["seed", "steps", "batch_sequences", "batch_tokens", "accumulation"];
 /// Keys of these sections that did not exist when the first checkpoints were written. At its default such a key is left
 /// out of the hash, so that checkpoints written before it existed still belong to their configuration.
-const ADDED_LATER: [&str; 7] = [
+const ADDED_LATER: [&str; 9] = [
+    "data.prepare.alphabet_limit",
+    "data.prepare.whole_word_masking",
     "model.resize_vocab",
     "model.extend_positions",
     "data.prepare.text_field",

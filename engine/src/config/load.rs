@@ -48,9 +48,11 @@ impl Config {
         toml::to_string(self).map_err(|e| Error::config("config", one_line(&e.to_string())))
     }
 
-    /// Reads back what [`Self::to_toml`] wrote.
+    /// Reads back what [`Self::to_toml`] wrote; by way of a table, as [`Self::load`] does, so that the code that fills the
+    /// structs is compiled once.
     pub(crate) fn from_toml(text: &str) -> Result<Self> {
-        toml::from_str(text).map_err(|e| Error::config("config", one_line(&e.to_string())))
+        let table = toml::from_str(text).map(Value::Table);
+        table.and_then(Value::try_into).map_err(|e| Error::config("config", one_line(&e.to_string())))
     }
 }
 

@@ -140,6 +140,8 @@ pub struct PrepareConfig {
     pub strip_accents: Option<bool>,
     /// Each Chinese character is a word of its own; where it is not given, what the files beside the vocabulary say, or true.
     pub tokenize_chinese_chars: Option<bool>,
+    /// Most characters of the alphabet of `train_vocab`, the most frequent ones; none for as many as there is room for.
+    pub alphabet_limit: Option<usize>,
     /// Tokens of the longest sequence, [CLS] and [SEP] included.
     pub max_seq_length: usize,
     /// What a line of plain text is.
@@ -148,6 +150,8 @@ pub struct PrepareConfig {
     pub nsp: bool,
     /// Masks drawn at load time, or stored.
     pub masking: Masking,
+    /// Predict all pieces of a word or none of them.
+    pub whole_word_masking: bool,
     /// How often each document is used, each time cut and masked anew.
     pub dupe_factor: usize,
     /// Share of tokens to predict.
@@ -496,10 +500,12 @@ impl Default for PrepareConfig {
             lowercase: None,
             strip_accents: None,
             tokenize_chinese_chars: None,
+            alphabet_limit: None,
             max_seq_length: 512,
             split: Split::Lines,
             nsp: true,
             masking: Masking::Dynamic,
+            whole_word_masking: false,
             dupe_factor: 1,
             masked_lm_prob: 0.15,
             max_predictions: 76,

@@ -377,6 +377,15 @@ fn what_contradicts_the_recipe_is_refused() {
     for (overrides, want) in [
         (vec![mlperf, "data.prepare.masking=dynamic"], "data.prepare.masking: dynamic contradicts"),
         (vec![mlperf, "data.prepare.nsp=false"], "data.prepare.nsp: false contradicts"),
+        (
+            vec![mlperf, "data.prepare.whole_word_masking=true"],
+            "data.prepare.whole_word_masking: true contradicts",
+        ),
+        (vec!["data.prepare.alphabet_limit=50"], "data.prepare.alphabet_limit: 50 is for a vocabulary that"),
+        (
+            vec!["data.prepare.train_vocab=500", "data.prepare.alphabet_limit=0"],
+            "data.prepare.alphabet_limit: 0 is too small",
+        ),
         (vec![mlperf, "data.prepare.split=sentences"], "data.prepare.split: sentences contradicts"),
         (vec![mlperf, "data.prepare.eval_fraction=0.1"], "data.prepare.eval_fraction: 0.1 contradicts"),
         (vec![mlperf, "data.prepare.eval_records=0"], "data.prepare.eval_records: 0 is too small"),

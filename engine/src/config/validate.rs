@@ -20,6 +20,8 @@ const MAX_SEQ_LENGTH: usize = (1 << 16) - 1;
 const MAX_VOCAB: usize = 1 << 24;
 /// [PAD], [UNK], [CLS], [SEP], [MASK] and one token to learn.
 const MIN_VOCAB: usize = 6;
+/// Characters that a vocabulary may be limited to.
+const ALPHABET: RangeInclusive<usize> = 1..=1_000_000;
 /// Sizes of a vocabulary that is trained: fewer tokens cannot hold the letters.
 const TRAINED_VOCAB: RangeInclusive<usize> = 100..=1_000_000;
 /// Some text must remain to train on.
@@ -215,6 +217,17 @@ impl PrepareConfig {
         if let Some(size) = self.train_vocab {
             within("data.prepare.train_vocab", size, TRAINED_VOCAB)?;
         }
+        if let Some(limit) = self.alphabet_limit {
+            within("data.prepare.alphabet_limit", limit, ALPHABET)?;
+            if self.train_vocab.is_none() {
+                return wrong(
+                    "data.prepare.alphabet_limit",
+                    format!(
+                        "{limit} is for a vocabulary that is trained; give data.prepare.train_vocab, or leave this out"
+                    ),
+                );
+            }
+        }
         within("data.prepare.eval_records", self.eval_records, 1..=MAX_EVAL_RECORDS)?;
         if self.text_field.as_deref() == Some("") {
             return wrong("data.prepare.text_field", "is empty; name the field that holds the text");
@@ -253,6 +266,10 @@ impl PrepareConfig {
                 "data.prepare.masking",
                 contradicts("dynamic", "which stores the reference's masks"),
             );
+        }
+        if self.whole_word_masking {
+            let why = "whose reference tool masks single tokens";
+            return wrong("data.prepare.whole_word_masking", contradicts("true", why));
         }
         if self.eval_fraction != 0.0 {
             let why = "which holds out the text of data.prepare.eval_input and no other";

@@ -225,7 +225,7 @@ impl Maker {
             lengths.push(tokens as u32);
             batch.sequences += 1;
             batch.tokens += tokens;
-            batch.mlm_total += self.masker.count(&sequence);
+            batch.mlm_total += self.masker.count(&sequence, self.config.seed, pick.0, pick.1 as u64);
             batch.nsp_total += usize::from(sequence.nsp.is_some());
             self.state.cursor += 1;
             if self.state.cursor == len {

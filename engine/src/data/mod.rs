@@ -9,6 +9,7 @@ mod permutation;
 mod pipeline;
 pub mod prepare;
 mod recipe;
+mod remarks;
 mod sentences;
 mod sequences;
 pub mod shards;

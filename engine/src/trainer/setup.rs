@@ -28,7 +28,7 @@ use kernels::cpu::memory::zeros;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What to do where a run folder belongs to another configuration.
 const SAME_RUN: &str = "resume with the same configuration, or choose another folder with --run";
@@ -208,6 +208,7 @@ fn resolve<B: Backend>(
     places::check(config)?;
     prepare_data(config, observer)?;
     let manifest = Manifest::load(&config.data.dir)?;
+    remark(config, &manifest, observer);
     check_splits(config, &manifest)?;
     let mut begun = options.mlperf.map(|m| m.begin(&config.data.dir, &manifest)).transpose()?;
     let start = resolve_model(config, &manifest, options.resume, observer)?;
@@ -305,6 +306,15 @@ fn tell(changes: Option<&Changes>, state: &TrainState, config: &Config, observer
     lines.iter().for_each(|line| observer.message(line));
 }
 
+/// Says what the data's maker may not have meant, and whether the run can be evaluated.
+fn remark(config: &Config, manifest: &Manifest, observer: &mut dyn Observer) {
+    let dir = config.data.dir.display();
+    manifest.warnings().iter().for_each(|line| observer.message(&format!("warning: {dir}: {line}")));
+    if manifest.eval.sequences == 0 {
+        observer.message(&format!("{dir} holds no held-out text: this run is not evaluated"));
+    }
+}
+
 /// Refuses data that leaves nothing to train on, or nothing to reach the target on.
 fn check_splits(config: &Config, manifest: &Manifest) -> Result<()> {
     let dir = &config.data.dir;
@@ -315,7 +325,8 @@ fn check_splits(config: &Config, manifest: &Manifest) -> Result<()> {
         return Err(Error::config(
             "train.target_accuracy",
             format!(
-                "{} holds no evaluation sequences to reach it on; prepare with --eval-fraction above 0",
+                "{} holds no evaluation sequences to reach it on; prepare with --eval-fraction above 0, of text in two \
+                 documents or more",
                 dir.display()
             ),
         ));
@@ -343,7 +354,21 @@ fn prepare_data(config: &Config, observer: &mut dyn Observer) -> Result<()> {
         if wanted.input.is_empty() {
             return Ok(());
         }
-        let Some((key, what)) = prepare::outdated(dir, wanted)? else { return Ok(()) };
+        let (threads, observer) = (rayon::current_num_threads(), Mutex::new(observer));
+        let found = prepare::outdated(dir, wanted, threads, &|progress| {
+            if let Ok(mut observer) = observer.lock() {
+                observer.preparing(progress);
+            }
+        })?;
+        let Some((key, what)) = found else {
+            let mut paths = wanted.input.iter().chain(&wanted.eval_input).chain(&wanted.vocab);
+            if let Some(path) = paths.find(|path| !path.exists()) {
+                let (path, dir) = (path.display(), dir.display());
+                let line = format!("{path} is not here to compare: the data in {dir} is taken as it is");
+                observer.into_inner().unwrap_or_else(PoisonError::into_inner).message(&line);
+            }
+            return Ok(());
+        };
         let remedy = "choose another data.dir (--data), or remove that folder to prepare it anew";
         return Err(Error::config(format!("data.prepare.{key}"), format!("{what}; {remedy}")));
     }
@@ -364,15 +389,16 @@ fn prepare_data(config: &Config, observer: &mut dyn Observer) -> Result<()> {
         observer.message(&tokenization.told);
     }
     let threads = rayon::current_num_threads();
-    let observer = Mutex::new(observer);
-    let manifest = prepare::prepare(wanted, dir, threads, &|progress| {
-        if let Ok(mut observer) = observer.lock() {
-            observer.preparing(progress);
-        }
-    })?;
-    if let Ok(mut observer) = observer.lock() {
-        manifest.remarks().iter().for_each(|line| observer.message(line));
-    }
+    let manifest = {
+        let observer = Mutex::new(&mut *observer);
+        prepare::prepare(wanted, dir, threads, &|progress| {
+            if let Ok(mut observer) = observer.lock() {
+                observer.preparing(progress);
+            }
+        })?
+    };
+    manifest.remarks().iter().for_each(|line| observer.message(line));
+    manifest.unknown_tokens().iter().for_each(|line| observer.message(&format!("{}: {line}", dir.display())));
     Ok(())
 }
 

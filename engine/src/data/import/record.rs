@@ -1,7 +1,7 @@
 //! From a masked sequence to what shards store: the original tokens, and what stood in the masked places.
 
 use super::skipped::{BadKind, Wrong};
-use crate::data::shards::Columns;
+use crate::data::shards::{Columns, TextCounts};
 use crate::data::vocab::Vocab;
 
 /// A sequence as other software stores it, without padding.
@@ -26,11 +26,13 @@ pub(super) struct Store<'a> {
     max_seq_length: usize,
     tokens: Vec<u32>,
     masks: Vec<(usize, u32)>,
+    /// Of the sequences added since this was last taken.
+    pub text: TextCounts,
 }
 
 impl<'a> Store<'a> {
     pub fn new(vocab: &'a Vocab, max_seq_length: usize) -> Self {
-        Self { vocab, max_seq_length, tokens: Vec::new(), masks: Vec::new() }
+        Self { vocab, max_seq_length, tokens: Vec::new(), masks: Vec::new(), text: TextCounts::default() }
     }
 
     /// Adds the sequence to `columns` and its tokens, without the special ones, to the counts `unigrams`, where there are
@@ -58,11 +60,14 @@ impl<'a> Store<'a> {
             columns.push_mask(position, replacement);
         }
         columns.end_mask(self.masks.len());
-        if !unigrams.is_empty() {
-            let Vocab { pad, cls, sep, mask, .. } = self.vocab;
-            let special = [pad, cls, sep, mask];
-            let text = self.tokens.iter().filter(|token| !special.contains(token));
-            text.for_each(|&token| unigrams[token as usize] += 1);
+        let Vocab { pad, cls, sep, mask, unk, .. } = self.vocab;
+        let special = [pad, cls, sep, mask];
+        for token in self.tokens.iter().filter(|token| !special.contains(token)) {
+            self.text.tokens += 1;
+            self.text.unknown += u64::from(token == unk);
+            if !unigrams.is_empty() {
+                unigrams[*token as usize] += 1;
+            }
         }
         Ok(self.masks.len())
     }

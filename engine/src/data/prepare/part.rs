@@ -4,13 +4,15 @@
 //! A part's folder is `vocab.txt`, shards of its units' sequences in order, and `part.json`, which says how many sequences each
 //! unit became. There is no manifest, so nobody trains on a part. [`super::merge`] takes the units of all parts in turn.
 
+use super::contents::Contents;
 use super::staging::{self, Staging};
 use super::{
-    Phase, PrepareProgress, Tokenization, check, cores, early_staging, list, make_sequences, records,
-    save_vocab, say_remarks, tokenization,
+    Phase, PrepareProgress, Tokenization, check, contents_of, cores, early_staging, list, make_sequences,
+    records, save_vocab, say_remarks, tokenization,
 };
 use crate::config::PrepareConfig;
 use crate::data::input::{InputFile, Omitted};
+use crate::data::remarks;
 use crate::data::shards::{Manifest, SplitManifest, VOCAB, verify};
 use crate::data::tokenize::TokenizerSettings;
 use crate::data::vocab::Vocab;
@@ -163,6 +165,12 @@ impl Part {
         &self.made.eval
     }
 
+    /// The share of unknown tokens in this part's splits, in a line, and what is wrong with it.
+    pub fn unknown_tokens(&self) -> (Option<String>, Vec<String>) {
+        let (train, eval) = (&self.made.train, &self.made.eval);
+        (remarks::unknown_tokens(train, eval), remarks::many_unknown(train, eval))
+    }
+
     /// Reads a part's folder, without its shards.
     ///
     /// # Errors
@@ -241,20 +249,23 @@ pub fn prepare_part(
     let files = list(config, early.as_ref(), progress)?;
     let mut whole = Manifest::new(config, records(&files));
     whole.set_tokenizer(settings);
-    if let Some(existing) = existing(out, number, &whole, &vocab)? {
+    let (threads, share) = (cores(threads), Share::of(number));
+    let contents = contents_of(&files, threads, progress)?;
+    if let Some(existing) = existing(out, number, &whole, &vocab, &contents)? {
         return Ok(existing);
     }
     let waiting = || progress(&PrepareProgress::new(Phase::Waiting, &files));
     let staging = early.map_or_else(|| Staging::create(out, &waiting), Ok)?;
-    if let Some(existing) = existing(out, number, &whole, &vocab)? {
+    if let Some(existing) = existing(out, number, &whole, &vocab, &contents)? {
         return Ok(existing);
     }
     say_remarks(&files);
+    whole.inputs = contents.records()?;
     let dir = staging.path();
     save_vocab(&vocab, dir, &mut whole)?;
-    let (threads, share) = (cores(threads), Share::of(number));
     let work = Work { files: &files, config, vocab: &vocab, settings, dir, threads, progress, share };
     let made = make_sequences(&work)?;
+    contents.check_unchanged()?;
     let part = Part { number, whole, made };
     part.save(dir)?;
     files.iter().try_for_each(InputFile::remove_spooled)?;
@@ -263,7 +274,13 @@ pub fn prepare_part(
 }
 
 /// The part at `out`, if it is whole and the one wanted; none if there is nothing.
-fn existing(out: &Path, number: PartOf, wanted: &Manifest, vocab: &Vocab) -> Result<Option<Part>> {
+fn existing(
+    out: &Path,
+    number: PartOf,
+    wanted: &Manifest,
+    vocab: &Vocab,
+    contents: &Contents<'_>,
+) -> Result<Option<Part>> {
     if !out.exists() {
         return Ok(None);
     }
@@ -276,7 +293,10 @@ fn existing(out: &Path, number: PartOf, wanted: &Manifest, vocab: &Vocab) -> Res
     let PartOf { part: there, of } = part.number;
     let difference = match part.number == number {
         false => Some(format!("part {there} of {of} is there, {} of {} wanted", number.part, number.of)),
-        true => difference(&part.whole, wanted, vocab),
+        true => match difference(&part.whole, wanted, vocab) {
+            None => contents.difference(&out.join(PART), &part.whole.inputs)?,
+            found => found,
+        },
     };
     if let Some(what) = difference {
         let what = format!("holds another part: {what}; choose another folder or remove this one");
@@ -288,7 +308,7 @@ fn existing(out: &Path, number: PartOf, wanted: &Manifest, vocab: &Vocab) -> Res
     Ok(Some(part))
 }
 
-/// What differs between the wholes of two parts, if anything.
+/// What differs between the wholes of two parts, if anything that is known without reading the input.
 pub(super) fn difference(found: &Manifest, wanted: &Manifest, vocab: &Vocab) -> Option<String> {
     if found.tool_version != wanted.tool_version {
         let (there, here) = (&found.tool_version, &wanted.tool_version);

@@ -1,5 +1,6 @@
 //! The folder that data is prepared in before it gets its name.
 
+use super::contents::Contents;
 use super::part::PART;
 use crate::config::PrepareConfig;
 use crate::data::input::SPOOLED;
@@ -144,15 +145,24 @@ fn empty(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The manifest of finished data at `out`, if it is whole and what `wanted` would become; none if there is nothing.
-pub(super) fn existing(out: &Path, wanted: &Manifest, vocab: Option<&Vocab>) -> Result<Option<Manifest>> {
-    existing_like(out, &|found| difference(found, wanted, vocab))
+/// The manifest of finished data at `out`, if it is whole and what `wanted` would become of these contents; none if there is
+/// nothing.
+pub(super) fn existing(
+    out: &Path,
+    wanted: &Manifest,
+    vocab: Option<&Vocab>,
+    contents: &Contents<'_>,
+) -> Result<Option<Manifest>> {
+    existing_like(out, &|found| match difference(found, wanted, vocab) {
+        None => contents.difference(&out.join(MANIFEST), &found.inputs),
+        found => Ok(found),
+    })
 }
 
 /// The manifest of finished data at `out`, if it is whole and `difference` finds none; none if there is nothing.
 pub(in crate::data) fn existing_like(
     out: &Path,
-    difference: &dyn Fn(&Manifest) -> Option<String>,
+    difference: &dyn Fn(&Manifest) -> Result<Option<String>>,
 ) -> Result<Option<Manifest>> {
     if !out.exists() {
         return Ok(None);
@@ -164,7 +174,7 @@ pub(in crate::data) fn existing_like(
         return if entries.next().is_none() { Ok(None) } else { Err(Error::file(out, remedy)) };
     }
     let found = Manifest::load(out)?;
-    match difference(&found) {
+    match difference(&found)? {
         None => {
             for split in [SplitName::Train, SplitName::Eval] {
                 Dataset::open_verified(out, split)?;
@@ -179,7 +189,7 @@ pub(in crate::data) fn existing_like(
     }
 }
 
-/// What differs, if anything; where the input lies does not matter, its names and sizes do.
+/// What differs, if anything that is known without reading the input; where that lies does not matter.
 pub(super) fn difference(found: &Manifest, wanted: &Manifest, vocab: Option<&Vocab>) -> Option<String> {
     if found.source.is_some() {
         return Some("it was imported".into());
@@ -220,7 +230,7 @@ pub(super) fn option_difference(
     Some((key.clone(), there.get(key).cloned().unwrap_or_default(), value.clone()))
 }
 
-/// What differs in the text and the vocabulary that data was made of.
+/// What differs in the files and the vocabulary that data was made of, as far as it is known without reading the files.
 pub(in crate::data) fn source_difference(
     found: &Manifest,
     inputs: &[InputRecord],
@@ -232,7 +242,7 @@ pub(in crate::data) fn source_difference(
     input_difference(&found.inputs, inputs)
 }
 
-/// What differs in lists of files; their names and sizes count, not where they lie.
+/// What differs in lists of files; their names and sizes count, not where they lie. What they hold is for [`Contents`].
 pub(in crate::data) fn input_difference(found: &[InputRecord], inputs: &[InputRecord]) -> Option<String> {
     let names = |inputs: &[InputRecord]| -> Vec<_> {
         inputs.iter().map(|i| (i.path.file_name().map(ToOwned::to_owned), i.bytes)).collect()

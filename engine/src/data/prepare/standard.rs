@@ -2,18 +2,19 @@
 
 use super::held_out::HeldOut;
 use super::part::{Outcome, Unit, Work};
-use super::{Phase, PrepareProgress};
+use super::{Phase, PrepareProgress, unknown};
 use crate::config::{Masking, PrepareConfig, Split};
 use crate::data::input::{Block, Blocks, Input, Omitted, Reader, Seen, document_text};
-use crate::data::masking::MaskRule;
+use crate::data::masking::{MaskRule, pieces};
 use crate::data::pipeline::ordered;
 use crate::data::sentences::for_each_sentence;
 use crate::data::sequences::{Documents, Pair, build};
-use crate::data::shards::{Columns, SplitWriter};
+use crate::data::shards::{Columns, SplitWriter, TextCounts};
 use crate::data::tokenize::{Tokenizer, TokenizerSettings};
 use crate::data::vocab::Vocab;
 use crate::error::Result;
 use kernels::philox::{MASKING, PREPARE, Stream, step_key};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -43,6 +44,7 @@ pub(super) fn make_sequences(work: &Work<'_>) -> Result<Outcome> {
     let (mut train, mut eval) = (writer("train"), writer("eval"));
     let mut outcome = Outcome { unigrams: vec![0; vocab.len()], ..Outcome::default() };
     let mut done = PrepareProgress::new(Phase::Sequences, files);
+    let mut texts = [TextCounts::default(), TextCounts::default()];
     let maker = Maker::new(input, vocab, settings)?;
     let (mut blocks_read, mut text_hash) = (0, Xxh3::new());
     // Of a byte of text: itself, its part of a token of 4 bytes, and each time about a byte of sequences, in vectors with
@@ -76,6 +78,7 @@ pub(super) fn make_sequences(work: &Work<'_>) -> Result<Outcome> {
         |made: Made| {
             let writer = if made.eval { &mut eval } else { &mut train };
             writer.append(&made.columns, made.with_text)?;
+            texts[usize::from(made.eval)].add(&made.text);
             for (sum, &count) in outcome.unigrams.iter_mut().zip(&made.unigrams) {
                 *sum += u64::from(count);
             }
@@ -98,6 +101,7 @@ pub(super) fn make_sequences(work: &Work<'_>) -> Result<Outcome> {
     }
     outcome.train = train.finish()?;
     outcome.eval = eval.finish()?;
+    [outcome.train.text, outcome.eval.text] = texts.map(Some);
     outcome.all_units = blocks_read;
     outcome.text_xxh3 = Some(format!("{:016x}", text_hash.digest()));
     Ok(outcome)
@@ -113,6 +117,7 @@ struct Made {
     with_text: u64,
     invalid_utf8: u64,
     omitted: Omitted,
+    text: TextCounts,
     /// Of the text's tokens; empty for evaluation.
     unigrams: Vec<u32>,
     bytes_read: u64,
@@ -125,6 +130,8 @@ struct Maker<'a> {
     vocab: &'a Vocab,
     tokenizer: Tokenizer,
     rule: MaskRule,
+    /// Where whole words are masked: of each token, whether it continues a word.
+    pieces: Option<Arc<[bool]>>,
 }
 
 impl<'a> Maker<'a> {
@@ -136,7 +143,8 @@ impl<'a> Maker<'a> {
             vocab_size: vocab.len() as u32,
             mask: vocab.mask,
         };
-        Ok(Self { input, config, vocab, tokenizer: Tokenizer::new(vocab, settings)?, rule })
+        let pieces = config.whole_word_masking.then(|| pieces(vocab));
+        Ok(Self { input, config, vocab, tokenizer: Tokenizer::new(vocab, settings)?, rule, pieces })
     }
 
     fn make(&self, block: &Block, tokenizer: &mut Tokenizer) -> Result<Made> {
@@ -147,6 +155,7 @@ impl<'a> Maker<'a> {
             with_text: 0,
             invalid_utf8: 0,
             omitted: Omitted::default(),
+            text: TextCounts::default(),
             unigrams: Vec::new(),
             bytes_read: block.bytes_read,
         };
@@ -159,7 +168,12 @@ impl<'a> Maker<'a> {
                 continue;
             }
             let before = documents.len();
-            self.tokenize(&read.text, tokenizer, &mut documents);
+            let counts = self.tokenize(&read.text, tokenizer, &mut documents);
+            unknown::add(&mut made.text, counts, &read.text, |word| {
+                let mut ids = Vec::new();
+                tokenizer.encode(word, &mut ids);
+                ids.contains(&self.vocab.unk)
+            });
             made.invalid_utf8 += read.invalid;
             made.omitted.rows_without_text += u64::from(read.null);
             made.documents += u64::from(document.first);
@@ -188,10 +202,13 @@ impl<'a> Maker<'a> {
         Ok(made)
     }
 
-    fn tokenize(&self, text: &str, tokenizer: &mut Tokenizer, documents: &mut Documents) {
+    fn tokenize(&self, text: &str, tokenizer: &mut Tokenizer, documents: &mut Documents) -> TextCounts {
         let longest = self.config.max_seq_length - 3;
+        let (first, mut counts) = (documents.tokens.len(), TextCounts::default());
         let mut sentence = |text: &str| {
+            let before = documents.tokens.len();
             tokenizer.encode(text, &mut documents.tokens);
+            counts.sentences += u64::from(documents.tokens.len() > before);
             documents.end_sentence(longest);
         };
         match self.config.split {
@@ -199,6 +216,10 @@ impl<'a> Maker<'a> {
             Split::Sentences => for_each_sentence(text, &mut sentence),
         }
         documents.end_document();
+        let tokens = &documents.tokens[first..];
+        counts.tokens = tokens.len() as u64;
+        counts.unknown = tokens.iter().filter(|&&token| token == self.vocab.unk).count() as u64;
+        counts
     }
 
     fn store(&self, pair: &Pair, tokens: &[u32], masks: &mut Stream, columns: &mut Columns) {
@@ -214,10 +235,17 @@ impl<'a> Maker<'a> {
         columns.push(&sequence, segment_b, pair.b.as_ref().map(|(_, random)| *random));
         if self.config.masking == Masking::Static {
             let mut count = 0;
-            self.rule.draw(sequence.len(), segment_b, masks, |position, replacement| {
+            let set = |position: usize, replacement: Option<u32>| {
                 columns.push_mask(position, replacement.unwrap_or(sequence[position]));
                 count += 1;
-            });
+            };
+            match &self.pieces {
+                None => self.rule.draw(sequence.len(), segment_b, masks, set),
+                Some(pieces) => {
+                    let continues = |position: usize| pieces[sequence[position] as usize];
+                    self.rule.draw_words(sequence.len(), segment_b, continues, masks, set);
+                }
+            }
             columns.end_mask(count);
         }
     }

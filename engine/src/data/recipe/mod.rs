@@ -15,8 +15,8 @@ use crate::config::PrepareConfig;
 use crate::data::input::{Input, InputFile, Omitted, Reader, Seen, unreadable};
 use crate::data::pipeline::{Stop, ordered};
 use crate::data::prepare::part::{Outcome, Share, Unit, Work};
-use crate::data::prepare::{Phase, PrepareProgress};
-use crate::data::shards::{Columns, SplitWriter};
+use crate::data::prepare::{Phase, PrepareProgress, unknown};
+use crate::data::shards::{Columns, SplitWriter, TextCounts};
 use crate::data::vocab::Vocab;
 use crate::error::{Error, Result};
 use mlperf::{Documents, Made, make, picked};
@@ -43,6 +43,7 @@ struct Job {
 struct Done {
     job: Job,
     made: Made,
+    text: TextCounts,
     bytes_read: u64,
 }
 
@@ -68,10 +69,10 @@ pub(super) fn make_sequences(work: &Work<'_>) -> Result<Outcome> {
             let mut tokenizer = ReferenceTokenizer::new(vocab, settings.lowercase);
             move |job: Job| {
                 let (input, seen) = (Input { files, config }, Seen::default());
-                let documents =
-                    read(Reader { input, piece: 0, seen: &seen, scratch: dir }, job.number, &mut tokenizer)?;
+                let reader = Reader { input, piece: 0, seen: &seen, scratch: dir };
+                let (documents, text) = read(reader, job.number, &mut tokenizer, vocab.unk)?;
                 let made = make(documents, config, vocab);
-                Ok(Done { job, made, bytes_read: seen.bytes.into_inner() })
+                Ok(Done { job, made, text, bytes_read: seen.bytes.into_inner() })
             }
         },
         |done| {
@@ -96,6 +97,8 @@ struct Sink<'a> {
     vocab: &'a Vocab,
     train: SplitWriter<'a>,
     eval: SplitWriter<'a>,
+    /// Of both splits.
+    texts: [TextCounts; 2],
     outcome: Outcome,
     done: PrepareProgress,
 }
@@ -110,11 +113,13 @@ impl<'a> Sink<'a> {
         let done = PrepareProgress::new(Phase::Sequences, &own(files, share));
         let outcome =
             Outcome { unigrams: vec![0; vocab.len()], all_units: files.len() as u64, ..Outcome::default() };
-        Self { files, config, vocab, train: writer("train"), eval: writer("eval"), outcome, done }
+        let (train, eval, texts) = (writer("train"), writer("eval"), Default::default());
+        Self { files, config, vocab, train, eval, texts, outcome, done }
     }
 
-    fn take(&mut self, Done { job, made, bytes_read }: &Done) -> Result<()> {
+    fn take(&mut self, Done { job, made, text, bytes_read }: &Done) -> Result<()> {
         let before = self.done.sequences;
+        self.texts[usize::from(job.eval)].add(text);
         if job.eval {
             if made.len() == 0 {
                 return Err(no_text(&self.files[job.number]));
@@ -149,12 +154,9 @@ impl<'a> Sink<'a> {
     }
 
     fn finish(self) -> Result<Outcome> {
-        Ok(Outcome {
-            documents: self.done.documents,
-            train: self.train.finish()?,
-            eval: self.eval.finish()?,
-            ..self.outcome
-        })
+        let (mut train, mut eval) = (self.train.finish()?, self.eval.finish()?);
+        [train.text, eval.text] = self.texts.map(Some);
+        Ok(Outcome { documents: self.done.documents, train, eval, ..self.outcome })
     }
 }
 
@@ -198,10 +200,15 @@ fn memory(file: &InputFile, config: &PrepareConfig) -> u64 {
 }
 
 /// Tokenizes a file: a sentence a line, a blank line between documents.
-fn read(reader: Reader<'_>, number: usize, tokenizer: &mut ReferenceTokenizer<'_>) -> Result<Documents> {
+fn read(
+    reader: Reader<'_>,
+    number: usize,
+    tokenizer: &mut ReferenceTokenizer<'_>,
+    unk: u32,
+) -> Result<(Documents, TextCounts)> {
     let file = &reader.input.files[number];
     let mut input = reader.open(file)?;
-    let mut documents = Documents::default();
+    let (mut documents, mut counts) = (Documents::default(), TextCounts::default());
     let (mut line, mut number) = (Vec::new(), 0u64);
     loop {
         line.clear();
@@ -230,7 +237,9 @@ fn read(reader: Reader<'_>, number: usize, tokenizer: &mut ReferenceTokenizer<'_
             documents.end_document();
             continue;
         }
+        let before = documents.tokens.len();
         tokenizer.encode(text, &mut documents.tokens);
+        count(&mut counts, &documents.tokens[before..], text, tokenizer, unk);
         documents.end_sentence();
         if u32::try_from(documents.tokens.len() * 2).is_err() {
             let what =
@@ -239,7 +248,25 @@ fn read(reader: Reader<'_>, number: usize, tokenizer: &mut ReferenceTokenizer<'_
         }
     }
     documents.end_document();
-    Ok(documents)
+    Ok((documents, counts))
+}
+
+/// Counts the tokens of a line.
+fn count(
+    counts: &mut TextCounts,
+    tokens: &[u32],
+    text: &str,
+    tokenizer: &mut ReferenceTokenizer<'_>,
+    unk: u32,
+) {
+    let unknown = tokens.iter().filter(|&&token| token == unk).count() as u64;
+    let (tokens, sentences) = (tokens.len() as u64, u64::from(!tokens.is_empty()));
+    let line = TextCounts { tokens, unknown, sentences, ..TextCounts::default() };
+    unknown::add(counts, line, text, |word| {
+        let mut ids = Vec::new();
+        tokenizer.encode(word, &mut ids);
+        ids.contains(&unk)
+    });
 }
 
 /// What Python's `str.strip` removes.
