@@ -11,16 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const ARCHS: &str = "80,90a";
-/// What tools/cuda-toolchain.sh installs.
-const LOCAL_NVCC: &str = "../.cuda/bin/nvcc";
 
 fn main() {
     println!("cargo:rerun-if-changed=cu");
-    // A path that is not there would compile this crate anew at each build; tools/cuda-toolchain.sh touches this file.
-    println!("cargo:rerun-if-changed=build.rs");
-    if Path::new(LOCAL_NVCC).exists() {
-        println!("cargo:rerun-if-changed={LOCAL_NVCC}");
-    }
+    println!("cargo:rerun-if-changed=../.cuda/bin/nvcc");
     for name in ["NVCC", "CUDA_HOME", "BERT_CUDA_ARCHS", "BERT_CUDA"] {
         println!("cargo:rerun-if-env-changed={name}");
     }
@@ -73,12 +67,14 @@ fn main() {
 fn find_nvcc() -> Option<(PathBuf, String)> {
     let explicit = env::var_os("NVCC").map(PathBuf::from);
     let home = env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin/nvcc"));
-    [explicit, home, Some(LOCAL_NVCC.into()), Some("nvcc".into())].into_iter().flatten().find_map(|nvcc| {
-        let answer = Command::new(&nvcc).arg("--version").output().ok().filter(|a| a.status.success())?;
-        let text = String::from_utf8_lossy(&answer.stdout);
-        let release = text.split("release ").nth(1)?.split(',').next()?.to_owned();
-        Some((nvcc, release))
-    })
+    [explicit, home, Some("../.cuda/bin/nvcc".into()), Some("nvcc".into())].into_iter().flatten().find_map(
+        |nvcc| {
+            let answer = Command::new(&nvcc).arg("--version").output().ok().filter(|a| a.status.success())?;
+            let text = String::from_utf8_lossy(&answer.stdout);
+            let release = text.split("release ").nth(1)?.split(',').next()?.to_owned();
+            Some((nvcc, release))
+        },
+    )
 }
 
 /// The files that are compiled for one of these architectures.

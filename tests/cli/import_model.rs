@@ -131,7 +131,7 @@ fn help_says_what_each_option_is_when_left_out() {
             "--gelu",
             "tanh",
             "erf",
-            "beside the",
+            "beside",
             "Example:",
         ] {
             assert!(help.contains(word), "`{word}` is not in the help of {kind}:\n{help}");

@@ -64,7 +64,7 @@ impl Index {
         }
         for (tensor, file) in &self.weight_map {
             let path = self.path.with_file_name(file);
-            let names = files.get(&path).map_or(&[][..], Vec::as_slice);
+            let names = files.get(&path).map(Vec::as_slice).unwrap_or_default();
             if names.binary_search(&tensor.as_str()).is_err() {
                 let index = self.path.display();
                 let what = format!("holds no {tensor}, {index} says that it does; fetch the files again");

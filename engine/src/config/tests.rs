@@ -131,6 +131,30 @@ fn the_hash_is_over_what_defines_the_result() {
 }
 
 #[test]
+fn keys_that_came_later_leave_the_hash_of_earlier_checkpoints() {
+    // as the version without model.resize_vocab and model.extend_positions had it
+    let earlier = "898b916143453bdb67c26c57213f98560fd72c2ab4a04c68c000b745eda1a5c8";
+    assert_eq!(Config::default().hash(), earlier);
+    let from = set(&["model.init_from=m"]).unwrap();
+    for key in ["model.resize_vocab=mean", "model.extend_positions=tile"] {
+        assert_ne!(set(&["model.init_from=m", key]).unwrap().hash(), from.hash(), "{key}");
+        let message = set(&[key]).unwrap_err();
+        assert!(message.contains("changes a model that is there; name it with model.init_from"), "{message}");
+    }
+}
+
+#[test]
+fn keys_that_were_given_are_told_from_defaults() {
+    let given = load("[model]\nlayers = 12\n", &["model.max_positions=512"]).unwrap().given;
+    assert!(given.has("model.layers") && given.has("model.max_positions") && !given.has("model.hidden"));
+    let preset = set(&["model.preset=base"]).unwrap().given;
+    assert!(
+        ["layers", "hidden", "heads", "intermediate"].iter().all(|key| preset.has(&format!("model.{key}")))
+    );
+    assert!(!preset.has("model.max_positions") && !Config::default().given.has("model.layers"));
+}
+
+#[test]
 fn unknown_keys_are_named_with_the_nearest_known_one() {
     let error = |text: &str| load(text, &[]).unwrap_err();
     assert_eq!(

@@ -197,7 +197,7 @@ impl Masker {
         match &self.pieces {
             None => self.rule.draw(tokens.len(), segment_b_start, &mut stream, f),
             Some(pieces) => {
-                let continues = |position| pieces[tokens.get(position) as usize];
+                let continues = |position| pieces.get(tokens.get(position) as usize) == Some(&true);
                 self.rule.draw_words(tokens.len(), segment_b_start, continues, &mut stream, f);
             }
         }

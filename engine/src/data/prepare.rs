@@ -20,7 +20,7 @@ pub use tokenization::{Tokenization, tokenization};
 use crate::config::{PrepareConfig, Recipe};
 use crate::data::input::{self, InputFile, Remark, Spool, any_stream};
 use crate::data::recipe;
-use crate::data::shards::{InputRecord, MANIFEST, Manifest, SplitManifest, VOCAB};
+use crate::data::shards::{InputRecord, MANIFEST, Manifest, VOCAB};
 use crate::data::vocab::{Vocab, train_files};
 use crate::error::{During, Error, Result};
 use crate::files::check_utf8;
@@ -198,33 +198,20 @@ fn fill(manifest: &mut Manifest, outcome: Outcome) -> Result<()> {
     }
     match (manifest.train.sequences, manifest.inputs.first()) {
         (0, Some(input)) => {
+            let has_text = manifest.train.text.as_ref().is_some_and(|text| text.tokens > 0);
             let what = match manifest.options.recipe {
+                Recipe::Standard if has_text => {
+                    "the text to train on is a single token, of which no sentence pair can be made; give more text, or \
+                     prepare without pairs (--no-nsp)"
+                }
                 Recipe::Standard => "the input holds no text; give files with words in them",
                 Recipe::Mlperf => recipe::NO_TEXT,
             };
             let remarks = manifest.remarks().into_iter().map(|line| format!(" ({line})")).collect::<String>();
             Err(Error::file(&input.path, format!("{what}{remarks}")))
         }
-        (_, Some(input)) if manifest.options.recipe == Recipe::Standard => {
-            check_random(&manifest.train, &input.path)
-        }
         _ => Ok(()),
     }
-}
-
-/// Refuses pairs that no random segment can be drawn for: of two sentences, one follows the other.
-fn check_random(train: &SplitManifest, input: &Path) -> Result<()> {
-    let sentences = train.text.as_ref().map_or(0, |text| text.sentences);
-    if train.documents != 1 || train.random_next != Some(0) || sentences > 2 {
-        return Ok(());
-    }
-    Err(Error::file(
-        input,
-        format!(
-            "the text to train on is one document of {sentences} sentence(s): there is no other text to draw random next \
-             segments from; give more documents, separated by blank lines or files, or prepare without sentence pairs (--no-nsp)"
-        ),
-    ))
 }
 
 /// What of the data differs from what `config` would make, if anything: a key of the configuration, and what it is about

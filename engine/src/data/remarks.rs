@@ -57,7 +57,7 @@ impl Manifest {
             reasons.push(format!(
                 "it has {size} of the {asked} tokens asked for: {rest}no other piece of a word occurs twice"
             ));
-        } else if tokens * 2 > asked {
+        } else if kept == characters && tokens * 2 > asked {
             reasons.push(format!(
                 "{tokens} of its {size} tokens are single characters; limit its alphabet to leave rare ones out \
                  (--alphabet-limit N), or ask for more tokens"
@@ -83,12 +83,18 @@ impl Manifest {
                 share(random, pairs)
             ));
         }
-        (split.documents == 1).then(|| {
-            format!(
+        if split.documents != 1 {
+            return None;
+        }
+        Some(match random {
+            0 => "the text to train on is one document with no other text to draw random next segments from: in every pair B \
+                  follows A, and the labels say nothing; give more documents, separated by blank lines or files, or --no-nsp"
+                .to_owned(),
+            _ => format!(
                 "the text to train on is one document: random next sentences come from elsewhere in it ({} of the pairs); \
                  separate documents by blank lines or files, or give --no-nsp",
                 share(random, pairs)
-            )
+            ),
         })
     }
 

@@ -50,7 +50,7 @@ impl Imported {
             None => Ok(()),
             Some(tensor) => Err(Error::file(
                 match self.files.as_slice() {
-                    [file] => file,
+                    [file] => file.as_path(),
                     _ => dir,
                 },
                 format!(

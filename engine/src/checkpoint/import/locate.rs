@@ -85,7 +85,7 @@ fn weights(folder: &Path) -> Result<PathBuf> {
             Some(Shard { number, stem, .. }) => {
                 let of_an_index = |index: &PathBuf| {
                     let whole = format!("{stem}.{}", extension(path));
-                    name(index).strip_suffix(SUFFIX) == Some(&whole)
+                    name(index).strip_suffix(SUFFIX) == Some(whole.as_str())
                 };
                 number != 1 || found[..indices].iter().any(of_an_index)
             }

@@ -16,6 +16,8 @@ const SUFFIX: &str = "/.ATTRIBUTES/VARIABLE_VALUE";
 /// The encoder within what was saved.
 const ROOTS: [&str; 2] = ["model/", "encoder/"];
 const LAYER: &str = "layer_with_weights-";
+/// The first three objects.
+const TABLES: [&str; 3] = ["word_embeddings", "position_embeddings", "token_type_embeddings"];
 /// Objects before the transformer's layers.
 const EMBEDDINGS: usize = 4;
 
@@ -54,7 +56,7 @@ fn layer(key: &str) -> Option<(usize, &str)> {
 /// The parameter of a key, and whether its matrix is `[in, out]`.
 pub(super) fn parameter(key: &str) -> Option<(String, bool)> {
     let (number, rest) = layer(key)?;
-    let table = ["word_embeddings", "position_embeddings", "token_type_embeddings"].get(number);
+    let table = TABLES.get(number);
     let name = match (number, rest, table) {
         (_, "embeddings", Some(table)) => format!("bert.embeddings.{table}.weight"),
         (3, "gamma", _) => "bert.embeddings.LayerNorm.weight".to_owned(),

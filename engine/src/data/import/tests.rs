@@ -290,7 +290,10 @@ fn an_edit_that_keeps_size_and_time_is_noticed() {
         edit_in_place(path, &last, &[last[0] ^ 1, last[1], last[2], last[3]]);
         let message = import(&config, &out, 1, &|_| ()).unwrap_err().to_string();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        assert!(message.contains(&format!("{name} holds something else than it did")), "{message}");
+        assert!(
+            message.contains(&format!("{name} has the same name and size there and here, but")),
+            "{message}"
+        );
         assert!(message.contains("choose another folder or remove this one"), "{message}");
         edit_in_place(path, &[last[0] ^ 1, last[1], last[2], last[3]], &last);
         assert!(import(&config, &out, 1, &|_| ()).unwrap().existed);

@@ -137,14 +137,14 @@ impl<'a> Contents<'a> {
     }
 }
 
-/// The first file that holds something else than it did, of lists with the same names; none where a hash is missing.
+/// The first file with another content, of lists with the same names and sizes; none where a hash is missing.
 pub(in crate::data) fn content_difference(found: &[InputRecord], now: &[InputRecord]) -> Option<String> {
     let differ = |(there, here): &(&InputRecord, &InputRecord)| {
         there.xxh3.is_some() && here.xxh3.is_some() && there.xxh3 != here.xxh3
     };
     found.iter().zip(now).find(differ).map(|(_, here)| {
         format!(
-            "input {} holds something else than it did, though its name and size are the same",
+            "input {} has the same name and size there and here, but another content",
             here.path.display()
         )
     })

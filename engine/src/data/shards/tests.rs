@@ -163,7 +163,7 @@ fn assert_names(result: crate::Result<Dataset>, file: &str) {
 #[test]
 fn a_manifest_is_sealed_whatever_its_checksum_was() {
     let sample = Sample::new();
-    let text = fs::read_to_string(sample.dir.path().join(MANIFEST)).unwrap();
+    let text = std::fs::read_to_string(sample.dir.path().join(MANIFEST)).unwrap();
     for checksum in ["", "1", "a checksum that is much longer"] {
         let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
         json["checksum"] = checksum.into();

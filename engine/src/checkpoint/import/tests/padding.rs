@@ -42,6 +42,7 @@ fn padding_that_was_trained_is_cut_or_kept_by_choice() {
         let rows = &kept.weights[kept.table.word.start + 29 * 16..][..3 * 16];
         assert!(rows.iter().all(|&w| w == 0.25));
         let out = dir.path().join("kept");
+        let _ = fs::remove_dir_all(&out);
         kept.export(&out).unwrap();
         assert_eq!(hf::import(&out).unwrap().weights, kept.weights);
     }

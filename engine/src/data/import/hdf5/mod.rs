@@ -6,8 +6,8 @@
 //! | variable length | lists of any length | the same without input_mask and weights |
 //! | packed | packed_input_len | as variable length, the lists of a row's sequences joined, positions counted in the joined list; packed_input_len, packed_masked_lm_len: how long each sequence's part is |
 //!
-//! Files without next_sentence_labels are of sequences that are no pairs to tell apart. Shuffled files have the same layouts. In a padded list of positions without weights a 0 ends the list: [CLS] stands
-//! there, which is never masked.
+//! Files without next_sentence_labels hold sequences that train no next-sentence head. Shuffled files have the same
+//! layouts. In a padded list of positions without weights a 0 ends the list: [CLS] stands there, which is never masked.
 
 mod column;
 mod table;
