@@ -154,10 +154,11 @@ impl PrepareBar {
         }
     }
 
-    /// Whether anything was done: data that lies there already is kept.
+    /// Whether anything was made: data that lies there already is kept.
     pub fn has_begun(&self) -> bool {
         let phase = self.state.lock().unwrap_or_else(PoisonError::into_inner).phase;
-        phase.is_some_and(|phase| !matches!(phase, Phase::Hashing | Phase::Waiting))
+        let nothing = |phase| matches!(phase, Phase::Waiting | Phase::Receiving | Phase::Hashing);
+        phase.is_some_and(|phase| !nothing(phase))
     }
 
     /// Removes the bar.

@@ -97,13 +97,11 @@ fn a_pipe_is_read_once_and_known_again() {
 fn pipes_of_the_shell_and_named_ones_are_read() {
     let place = Workplace::with_corpus();
     place.line(&format!("prepare --input text.txt {OPTIONS} --out plain")).done();
+    let launcher = env!("CARGO_BIN_EXE_launcher");
     let script = format!(
-        "mkfifo named && cat text.txt > named & {} prepare --input named {OPTIONS} --out a && \
-         {0} prepare --input <(cat text.txt) {OPTIONS} --out b",
-        env!("CARGO_BIN_EXE_launcher")
+        "mkfifo named; cat text.txt > named & {launcher} prepare --input named {OPTIONS} --out a && {launcher} prepare \
+         --input <(cat text.txt) {OPTIONS} --out b"
     );
-    let script =
-        script.replacen("mkfifo named && cat text.txt > named &", "mkfifo named; cat text.txt > named &", 1);
     let output = std::process::Command::new("bash")
         .args(["-c", &script])
         .current_dir(place.path(""))
@@ -140,7 +138,7 @@ fn bad_rows_end_a_preparation_or_are_left_out_and_counted() {
         );
         assert!(error.contains("--skip-bad") && error.contains("--text-field"), "{error}");
     }
-    let prepare = format!("prepare --input bad.jsonl {OPTIONS} --eval-fraction 0 --out skipped");
+    let prepare = format!("prepare --input bad.jsonl {OPTIONS} --out skipped");
     let said = place.line(&format!("{prepare} --skip-bad")).done();
     assert!(said.contains("41 documents"), "{said}");
     assert!(said.contains("1 bad row was left out; the first: bad.jsonl: line 42, column "), "{said}");

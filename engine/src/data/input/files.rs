@@ -154,7 +154,7 @@ fn look(path: &Path, spooled: Option<PathBuf>, config: &PrepareConfig) -> Result
     }
     let content = content_of(&head).map_err(wrong)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let extension = extension(&name);
+    let (extension, packed) = extension(&name);
     let mut file = InputFile {
         path: path.to_owned(),
         bytes,
@@ -171,6 +171,14 @@ fn look(path: &Path, spooled: Option<PathBuf>, config: &PrepareConfig) -> Result
         }
         if let Some(what) = markup(&head) {
             return Err(wrong(what));
+        }
+        if let Some(suffix) =
+            packed.filter(|_| compression == Compression::None && !head.trim_ascii().is_empty())
+        {
+            return Err(wrong(format!(
+                "cannot decompress: the name ends in .{suffix}, and the file is not compressed; is it damaged? Fetch it \
+                 again, or, if it is the text that is meant, take .{suffix} off its name"
+            )));
         }
         file.encoding = encoding;
         file.format = match extension {
@@ -202,12 +210,14 @@ fn look(path: &Path, spooled: Option<PathBuf>, config: &PrepareConfig) -> Result
     Ok(InputFile { spooled, ..file })
 }
 
-/// Of a name in lower case, what is left of it when the endings of compression are off.
-fn extension(mut name: &str) -> Option<&str> {
-    while let Some((rest, "gz" | "gzip" | "zst" | "zstd" | "bz2" | "xz")) = name.rsplit_once('.') {
+/// Of a name in lower case, the ending before those of compression, and the last of these.
+fn extension(mut name: &str) -> (Option<&str>, Option<&str>) {
+    let mut packed = None;
+    while let Some((rest, suffix @ ("gz" | "gzip" | "zst" | "zstd" | "bz2" | "xz"))) = name.rsplit_once('.') {
+        packed = packed.or(Some(suffix));
         name = rest;
     }
-    name.rsplit_once('.').map(|(_, extension)| extension)
+    (name.rsplit_once('.').map(|(_, extension)| extension), packed)
 }
 
 fn lines(head: &[u8]) -> impl Iterator<Item = &[u8]> {

@@ -60,8 +60,8 @@ fn is_blank(row: &ByteRecord) -> bool {
 
 /// Takes the carriage return off a row's end.
 fn without_cr(mut row: ByteRecord) -> ByteRecord {
-    if let Some(last) = row.iter().next_back().and_then(|field| field.strip_suffix(b"\r")).map(<[u8]>::to_vec)
-    {
+    let last = row.iter().next_back().and_then(|field| field.strip_suffix(b"\r")).map(<[u8]>::to_vec);
+    if let Some(last) = last {
         row.truncate(row.len() - 1);
         row.push_field(&last);
     }

@@ -32,6 +32,8 @@ pub(crate) fn document_text<'a>(
     input: Input<'_>,
 ) -> Result<DocumentText<'a>> {
     let bytes = &bytes[document.range.clone()];
+    // With its end, a line that is cut short would be one with a line feed in a string.
+    let bytes = if document.form == Form::Json { bytes.trim_ascii_end() } else { bytes };
     let text = String::from_utf8_lossy(bytes);
     let mut invalid = match &text {
         Cow::Borrowed(_) => 0,
