@@ -1,6 +1,11 @@
+use super::door::Challenge;
+use super::lines::receive_by;
+use super::other::{Called, call};
+use super::sockets::{listen, listen_beside};
 use super::*;
+use crate::dist::program;
 use std::collections::VecDeque;
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 fn place(rank: usize, world: usize) -> Place {
