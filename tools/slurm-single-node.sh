@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Slurm on one Debian machine without systemd or cgroups, to try srun and sbatch: `bash tools/slurm-single-node.sh start`,
-# as root; `stop` ends it and `status` shows the node. Every daemon listens on the loopback only. The machine is one node with all its
-# cores, and its configuration is /etc/slurm/slurm.conf, which must be of this script or not there. docs/ranks.md has what to run.
+# Slurm on one Debian machine, without systemd or cgroups, to try srun and sbatch with: as root
+# `bash tools/slurm-single-node.sh start`, then `stop`; `status` shows the node. Every daemon listens on the
+# loopback only. The machine is one node with all its cores, and the configuration is /etc/slurm/slurm.conf,
+# which must be this script's or not there. docs/ranks.md says what to run.
 set -euo pipefail
 
 mark='# Written by tools/slurm-single-node.sh'
@@ -23,8 +24,10 @@ install_packages() {
 }
 
 configure() {
-  local host
+  local host cores
   host=$(hostname -s)
+  # As CPUs=2 Boards=1 SocketsPerBoard=1 CoresPerSocket=2 ThreadsPerCore=1.
+  cores=$(slurmd -C | tr ' ' '\n' | grep -E '^(CPUs|Boards|SocketsPerBoard|CoresPerSocket|ThreadsPerCore)=' | paste -sd' ')
   [ ! -e "$conf" ] || grep -qxF "$mark" "$conf" || fail "$conf is of another Slurm: move it away first"
   mkdir -p "$state/ctld" "$state/d" "$logs" "$(dirname "$conf")"
   cat >"$conf" <<END
@@ -47,7 +50,7 @@ SlurmctldPidFile=$state/slurmctld.pid
 SlurmdPidFile=$state/slurmd.pid
 SlurmctldLogFile=$logs/slurmctld.log
 SlurmdLogFile=$logs/slurmd.log
-NodeName=$host NodeAddr=127.0.0.1 $(slurmd -C | tr ' ' '\n' | grep -E '^(CPUs|Boards|SocketsPerBoard|CoresPerSocket|ThreadsPerCore)=' | paste -sd' ') State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 $cores State=UNKNOWN
 PartitionName=all Nodes=$host Default=YES MaxTime=INFINITE State=UP
 END
 }

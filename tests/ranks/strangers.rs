@@ -64,7 +64,8 @@ fn rank(place: &Workplace, run: &str, number: usize, world: usize, port: u16) ->
     command
 }
 
-/// One stranger of each kind at an address. Those that are returned stay connected.
+/// One stranger of each kind at an address. Those that are returned stay connected. Where a rank waits for others before it
+/// takes connections, the system keeps about a hundred for it.
 fn strangers(at: SocketAddr) -> Vec<TcpStream> {
     let words: [&[u8]; 6] = [
         b"",
@@ -75,7 +76,7 @@ fn strangers(at: SocketAddr) -> Vec<TcpStream> {
         &[0xff; 9000],
     ];
     let call = |words: &[u8]| {
-        let mut stream = TcpStream::connect_timeout(&at, Duration::from_secs(1)).ok()?;
+        let mut stream = TcpStream::connect_timeout(&at, Duration::from_millis(10)).ok()?;
         stream.write_all(words).ok()?;
         Some(stream)
     };
@@ -95,15 +96,16 @@ fn strangers_at_every_socket_delay_and_change_nothing() {
     ranks.push(start(1));
     sockets.extend(wait_to_listen(ranks[1].id(), 1));
     assert!(sockets.iter().all(|at| at.ip().is_loopback()), "{sockets:?}");
-    // The first wave is more than are heard at once, and stays.
-    let waves = sockets.iter().cycle().take(30 * sockets.len());
+    // The first waves are more than are heard at once, and stay.
+    let waves = sockets.iter().cycle().take(25 * sockets.len());
     let silent: Vec<TcpStream> = waves.flat_map(|at| strangers(*at)).collect();
-    assert!(silent.len() > 400);
+    assert!(silent.len() > 200, "{}", silent.len());
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 sockets.iter().for_each(|at| drop(strangers(*at)));
+                std::thread::sleep(Duration::from_millis(1));
             }
         });
         let begun = Instant::now();
@@ -113,6 +115,7 @@ fn strangers_at_every_socket_delay_and_change_nothing() {
         ended.into_iter().for_each(|ran| _ = ran.done());
         assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     });
+    drop(silent);
     assert!(model(&place, "alone") == model(&place, "disturbed"));
 }
 

@@ -1,6 +1,11 @@
+use super::door::Challenge;
+use super::lines::receive_by;
+use super::other::{Called, call};
+use super::sockets::{listen, listen_beside};
 use super::*;
+use crate::dist::program;
 use std::collections::VecDeque;
-use std::io::{BufRead, Read, Write};
+use std::io::{BufRead, ErrorKind, Read, Write};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 fn place(rank: usize, world: usize) -> Place {
@@ -176,6 +181,31 @@ fn strangers_at_the_address_of_rank_0_are_not_believed() {
     for nonsense in [&["SSH-2.0\r\n"][..], &[], &["{\"challenge\":\"1\"}\n", "\n"]] {
         assert!(stranger(nonsense).is_err(), "{nonsense:?}");
     }
+}
+
+/// Its name may lead to the loopback there and to the machine elsewhere: what rank 0 sees at 127.0.0.1 is beside it.
+#[test]
+fn ranks_on_the_machine_of_rank_0_are_where_rank_0_was_reached() {
+    let listener = TcpListener::bind("127.0.0.2:0").unwrap();
+    let address = Address::new(listener.local_addr().unwrap().to_string());
+    let rank_0 = std::thread::spawn(move || {
+        let mut reader = BufReader::new(listener.accept().unwrap().0);
+        send(reader.get_ref(), &Challenge { challenge: "1".into() }).unwrap();
+        let hello: Hello = receive(&mut reader).unwrap().unwrap();
+        let proof = Secret::new("t").proof(&[KNOWN, "1", &hello.challenge]);
+        send(reader.get_ref(), &Answer::Known { proof }).unwrap();
+        let peer = |at: &str| Peer { host: String::new(), address: at.parse().unwrap() };
+        let peers = ["127.0.0.1:1", "127.0.0.1:2", "10.0.0.9:3", "10.0.0.8:4"].map(peer).to_vec();
+        send(reader.get_ref(), &Answer::Welcome { peers, session: "s".into() }).unwrap();
+    });
+    let end = Instant::now() + Duration::from_secs(20);
+    let Ok(Called::Met(met)) = call(&place(3, 4), &address, &Secret::new("t"), false, end) else {
+        panic!("not met");
+    };
+    rank_0.join().unwrap();
+    let found: Vec<String> = met.peers.iter().map(|peer| peer.address.to_string()).collect();
+    assert_eq!(found, ["127.0.0.2:1", "127.0.0.2:2", "10.0.0.9:3", "10.0.0.8:4"]);
+    assert!(met.session == "s" && met.listener.is_none());
 }
 
 #[test]
