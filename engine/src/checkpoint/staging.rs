@@ -68,8 +68,12 @@ pub(super) struct HashedFile {
 impl HashedFile {
     /// Creates a file that is not there yet: whatever has its name, a link say, stays as it is.
     pub(super) fn create(path: &Path) -> Result<Self> {
-        let file = File::create_new(path).during("cannot create", path)?;
-        Ok(Self { file, path: path.to_owned(), hash: Box::default(), bytes: 0 })
+        File::create_new(path).during("cannot create", path).map(|file| Self::of(file, path))
+    }
+
+    /// A file that is open for writing, and what messages call it.
+    pub(super) fn of(file: File, path: &Path) -> Self {
+        Self { file, path: path.to_owned(), hash: Box::default(), bytes: 0 }
     }
 
     /// Writes through to the file; callers hand over large pieces.

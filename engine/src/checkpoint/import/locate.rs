@@ -4,6 +4,7 @@ use super::Framework;
 use super::shards::{Shard, shard};
 use crate::checkpoint::shards::SUFFIX;
 use crate::error::{During, Error, Result};
+use crate::files::check_regular;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -50,7 +51,7 @@ pub(super) fn checkpoint(framework: Framework, named: &Path) -> Result<PathBuf> 
     match framework {
         Framework::TensorFlow => bundle(named),
         Framework::PyTorch if named.is_dir() => weights(named),
-        Framework::PyTorch => Ok(named.to_owned()),
+        Framework::PyTorch => check_regular(named).map(|()| named.to_owned()),
     }
 }
 

@@ -215,6 +215,7 @@ fn what_is_exported_is_what_was_read() {
         assert_eq!((&imported.model, &imported.weights), (&converted.model, &twin().weights));
         assert_eq!(out.join("vocab.txt").exists(), has_vocab);
     }
+    let out = dir.path().join("model-true");
     fs::write(out.join("thesis.tex"), "").unwrap();
     assert!(check_target(&out).is_err());
 }
