@@ -207,7 +207,7 @@ fn what_may_not_be_read_gets_the_remedy_of_reading() {
     use std::os::unix::fs::PermissionsExt;
     let place = Workplace::with_corpus();
     let path = place.write("secret.txt", corpus(3));
-    fs::set_permissions(&path, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o0)).unwrap();
     if fs::read(&path).is_ok() {
         return; // root reads everything
     }

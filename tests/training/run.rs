@@ -368,7 +368,8 @@ fn what_the_state_allows_may_change_where_a_run_goes_on() {
     config.train.steps = 12;
     train(&config, false, None).unwrap();
     let run = config.train.run.clone();
-    let refused: [(&dyn Fn(&mut Config), [&str; 2]); 5] = [
+    type Refused<'a> = (&'a dyn Fn(&mut Config), [&'a str; 2]);
+    let refused: [Refused<'_>; 5] = [
         (&|c| c.train.seed = 2, ["train.seed = 1, now 2", "order of the data"]),
         (&|c| c.model.layers = 3, ["model.layers = 2, now 3", "defines the model"]),
         (&|c| c.optimizer.kind = OptimizerKind::Lamb, ["optimizer.kind = adamw, now lamb", "moments"]),
