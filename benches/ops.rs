@@ -2,6 +2,7 @@
 //! operations, the rest in elements of the largest operand; `gemm` alone is the ceiling of the products.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use gemm_common::Parallelism;
 use kernels::Backend;
 use kernels::backend::*;
 use kernels::cpu::Cpu;
@@ -44,18 +45,19 @@ fn linear(c: &mut Criterion) {
             bench(c, &format!("gemm/{name}"), rows, work, || {
                 // SAFETY: the lengths are those of the sizes
                 unsafe {
-                    gemm::gemm(
-                        rows,
+                    // Transposed, so that the columns of the result are contiguous.
+                    gemm_f32::gemm::f32::get_gemm_fn()(
                         outputs,
+                        rows,
                         inputs,
                         y.as_mut_ptr(),
-                        1,
                         outputs as isize,
+                        1,
                         false,
-                        x.as_ptr(),
+                        w.as_ptr(),
                         1,
                         inputs as isize,
-                        w.as_ptr(),
+                        x.as_ptr(),
                         inputs as isize,
                         1,
                         0.0,
@@ -63,7 +65,7 @@ fn linear(c: &mut Criterion) {
                         false,
                         false,
                         false,
-                        gemm::Parallelism::Rayon(0),
+                        Parallelism::Rayon(0),
                     )
                 }
             });

@@ -3,14 +3,15 @@
 use crate::config::{Config, ModelConfig};
 use crate::data::{Batch, Sequence};
 use crate::dist::{Control, Group};
-use crate::error::During;
+use crate::files::{WRITTEN_BY_HAND, read_up_to};
 use crate::model::{Bert, Gradients, LossScale, SUMS};
 use crate::optim::{Optimizer, UpdateOutcome};
 use crate::plan::Lengths;
-use crate::step::{self, OwnWork, Reduction, Step};
+use crate::step::{self, OwnWork, Reduction, Step, Stop};
 use crate::{Error, Result};
 use kernels::backend::{Backend, LinearForward, LinearSize};
 use kernels::collective::Travel;
+use kernels::cpu::memory::zeros;
 use kernels::philox::{Stream, step_key};
 use std::path::Path;
 use std::time::Instant;
@@ -46,7 +47,8 @@ impl Mix {
             Some("mlperf") => return Ok(Self::Mlperf),
             _ => {}
         }
-        let text = std::fs::read_to_string(name).during("cannot read the lengths", name)?;
+        let text = read_up_to(name, WRITTEN_BY_HAND, "cannot read the lengths")?;
+        let text = String::from_utf8_lossy(&text);
         let mut lengths = Vec::new();
         for (i, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             match line.trim().parse::<u32>() {
@@ -67,9 +69,18 @@ impl Mix {
     /// The lengths of one batch: of `sequences`, or of as many as fit `tokens`, none longer than `longest`.
     ///
     /// # Errors
-    /// Not one sequence fits.
+    /// Not one sequence fits; a given length is longer.
     pub fn lengths(&self, sequences: usize, tokens: Option<usize>, longest: usize) -> Result<Vec<u32>> {
         let histogram = Lengths::mlperf(longest)?;
+        if let Self::Given(lengths) = self
+            && let Some(length) = lengths.iter().find(|&&length| length as usize > longest)
+        {
+            let what = format!(
+                "a sequence of {length} tokens is longer than the longest that is trained on, {longest}"
+            );
+            let remedy = "leave it out, or raise model.max_positions and data.prepare.max_seq_length";
+            return Err(Error::config("--lengths", format!("{what}; {remedy}")));
+        }
         let mut stream = Stream::new(1, 0, BENCH);
         let mut given = match self {
             Self::Given(lengths) => lengths.iter().cycle(),
@@ -78,7 +89,7 @@ impl Mix {
         let mut next = || match self {
             Self::Full => longest as u32,
             Self::Mlperf => histogram.draw(&mut stream) as u32,
-            Self::Given(_) => given.next().copied().unwrap_or(1).min(longest as u32),
+            Self::Given(_) => given.next().copied().unwrap_or(1),
         };
         let Some(budget) = tokens else { return Ok((0..sequences).map(|_| next()).collect()) };
         let (mut lengths, mut used) = (Vec::new(), 0);
@@ -202,7 +213,9 @@ impl<'g, B: Backend<Acc = f32>> Bench<'g, B> {
         *step += 1;
         let micro = std::slice::from_ref(&*batch);
         let step = Step { micro, scale: *scale, key: step_key(1, *step), lr: LR };
-        step::queue(step::Parts { group, bert, grads, optimizer }, reduction, &step)
+        let queued =
+            step::queue(step::Parts { group, bert, grads, optimizer }, reduction, &step, &Stop::never())?;
+        queued.ok_or(Error::Stopped)
     }
 
     /// Seconds of each of `steps` steps, or of as many as `seconds` take, back to back: from one step's end to the next one's.
@@ -300,7 +313,8 @@ pub fn matmul_rate<B: Backend<Acc = f32>>(backend: &B, n: usize) -> Result<f64> 
     // Weights are the one kind of elements that can be set from f32.
     let mut operands = backend.weights(2 * n * n)?;
     let mut stream = Stream::new(3, 0, BENCH);
-    let noise: Vec<f32> = (0..2 * n * n).map(|_| stream.uniform() as f32 - 0.5).collect();
+    let mut noise = zeros("operands of the ceiling", 2 * n * n)?;
+    noise.fill_with(|| stream.uniform() as f32 - 0.5);
     backend.upload_weights(&mut operands, 0, &noise)?;
     let mut y = backend.elems("product", n * n)?;
     let probe = backend.zeros::<B::Acc>("product's end", 1)?;
@@ -333,7 +347,12 @@ mod tests {
     fn lengths_are_those_asked_for() {
         assert_eq!(Mix::Full.lengths(3, None, 64).unwrap(), [64; 3]);
         assert_eq!(Mix::Full.lengths(3, Some(200), 64).unwrap(), [64; 3]);
-        assert_eq!(Mix::Given(vec![5, 900]).lengths(3, None, 64).unwrap(), [5, 64, 5]);
+        assert_eq!(Mix::Given(vec![5, 64]).lengths(3, None, 64).unwrap(), [5, 64, 5]);
+        let error = Mix::Given(vec![5, 65]).lengths(1, None, 64).unwrap_err().to_string();
+        assert!(
+            error.starts_with("--lengths: a sequence of 65 tokens is longer") && error.contains("64;"),
+            "{error}"
+        );
         let mix = Mix::Mlperf.lengths(4000, None, 512).unwrap();
         let mean = mix.iter().sum::<u32>() as f64 / 4000.0;
         assert!((245.0..267.0).contains(&mean), "{mean}");

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused.
-    #[error("{}: {action}: {source}{}", path.display(), hint(source))]
+    #[error("{}: {action}: {source}{}", path.display(), hint(action, source))]
     Io {
         /// What was being done, as in "cannot create".
         action: &'static str,
@@ -35,6 +35,9 @@ pub enum Error {
     /// An op failed.
     #[error(transparent)]
     Op(#[from] kernels::Error),
+    /// A pass was given up between two layers, as whoever asked for it wanted. The trainer answers it with a checkpoint.
+    #[error("given up because a signal came; nothing was changed")]
+    Stopped,
     /// Training cannot go on (non-finite loss, for example).
     #[error("{0}")]
     Training(String),
@@ -67,9 +70,22 @@ impl<T> During<T> for std::io::Result<T> {
     }
 }
 
-fn hint(source: &std::io::Error) -> &'static str {
+/// Whether something is to be read, by the action's words; what is only opened may be either.
+fn reads(action: &str) -> bool {
+    ["cannot read", "cannot list", "cannot map", "cannot decompress", "cannot open the"]
+        .iter()
+        .any(|words| action.starts_with(words))
+}
+
+fn hint(action: &str, source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind::*;
     match source.kind() {
+        PermissionDenied if reads(action) => {
+            "; you may not read it: change its permissions, or run this as a user who may"
+        }
+        PermissionDenied if action == "cannot open" => "; change its permissions, or choose another path",
+        IsADirectory if reads(action) => "; it is a folder, name a file",
+        InvalidFilename => "; choose a shorter name",
         StorageFull | QuotaExceeded => {
             "; free some space or choose another folder, nothing written before is lost"
         }
@@ -88,5 +104,32 @@ fn hint(source: &std::io::Error) -> &'static str {
         // EIO
         _ if source.raw_os_error() == Some(5) => "; the disk or its connection fails: check the system's log",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Error as System, ErrorKind};
+
+    #[test]
+    fn the_remedy_is_that_of_what_was_being_done() {
+        let said = |action, kind: ErrorKind| {
+            std::io::Result::<()>::Err(System::from(kind))
+                .during(action, Path::new("a"))
+                .unwrap_err()
+                .to_string()
+        };
+        for (action, kind, remedy) in [
+            ("cannot read the configuration", ErrorKind::PermissionDenied, "you may not read it"),
+            ("cannot list the folder", ErrorKind::PermissionDenied, "you may not read it"),
+            ("cannot create", ErrorKind::PermissionDenied, "choose a folder that you may write to"),
+            ("cannot read", ErrorKind::IsADirectory, "it is a folder, name a file"),
+            ("cannot create", ErrorKind::IsADirectory, "a folder has the name of this file, move it away"),
+            ("cannot write", ErrorKind::StorageFull, "free some space"),
+        ] {
+            let said = said(action, kind);
+            assert!(said.starts_with(&format!("a: {action}: ")) && said.contains(remedy), "{said}");
+        }
     }
 }

@@ -8,12 +8,15 @@ pub mod data;
 pub mod device_batch;
 pub mod dist;
 pub mod error;
+pub mod files;
 mod lock;
+pub mod mapped;
 pub mod memory;
 pub mod metrics;
 pub mod mllog;
 pub mod mlperf;
 pub mod model;
+
 pub mod optim;
 pub mod plan;
 pub mod report;

@@ -235,15 +235,17 @@ pub fn check<B: Backend>(backend: &B, config: &Config, table: &TensorTable, data
         return Ok(());
     }
     let gb = |bytes: f64| format!("{:.1} GB", bytes / 1e9);
-    let (total, has) = (gb(needed.total()), gb(memory));
+    let limit = if B::HOST { kernels::cpu::memory::limited_by() } else { None };
+    let limit = limit.map_or(String::new(), |source| format!(" (limited by {source})"));
+    let (total, has) = (gb(needed.total()), format!("{} of memory{limit}", gb(memory)));
     let one = plan(1.0);
     if one.total() > memory {
         let m = &config.model;
         return Err(Error::config(
             "model",
             format!(
-                "{} layers of {} need {} for weights, gradients and moments and {total} in all, but there are {has} of \
-                 memory; choose a smaller model",
+                "{} layers of {} need {} for weights, gradients and moments and {total} in all, but there are {has}; \
+                 choose a smaller model",
                 m.layers,
                 m.hidden,
                 gb(needed.state())
@@ -265,7 +267,7 @@ pub fn check<B: Backend>(backend: &B, config: &Config, table: &TensorTable, data
     Err(Error::config(
         key,
         format!(
-            "{given} {unit} in {} micro-batches need {total}, but there are {has} of memory: about {most} fit; lower it or \
+            "{given} {unit} in {} micro-batches need {total}, but there are {has}: about {most} fit; lower it or \
              raise train.accumulation{recompute}",
             train.accumulation
         ),

@@ -10,6 +10,7 @@ use crate::Result;
 use crate::config::{ModelConfig, OptimizerConfig, OptimizerKind, ScheduleConfig, ScheduleKind};
 use crate::data::Batch;
 use crate::error::During;
+use crate::files::check_regular;
 use crate::model::{Bert, LossScale};
 use crate::optim::{Optimizer, learning_rate};
 use compare::Worst;
@@ -112,6 +113,7 @@ pub fn run<B: Backend>(
     path: &Path,
     limits: Limits,
 ) -> Result<Vec<VerifyLine>> {
+    check_regular(path)?;
     let bytes = std::fs::read(path).during("cannot read", path)?;
     let golden = Golden::parse(path, &bytes)?;
     let mut lines = one_pass(backend, &golden, limits)?;

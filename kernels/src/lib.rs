@@ -9,6 +9,7 @@ pub mod collective;
 pub mod cpu;
 pub mod cuda;
 pub mod error;
+pub mod limits;
 pub mod philox;
 pub mod scalar;
 

@@ -1,8 +1,33 @@
 //! The element types that the CPU computes in.
 
+use gemm_common::Parallelism;
 use std::fmt::{Debug, Display};
 use std::iter::Sum;
 use std::ops::{Add, AddAssign, Div, DivAssign, Mul, MulAssign, Neg, Sub, SubAssign};
+
+/// `c = alpha c + beta a b` of the crates `gemm-f32` and `gemm-f64`: rows and columns of c, columns of a; c with the
+/// distances of its columns and rows, and whether it is read; a and b likewise; alpha, beta; which are conjugated.
+pub type Gemm<T> = unsafe fn(
+    usize,
+    usize,
+    usize,
+    *mut T,
+    isize,
+    isize,
+    bool,
+    *const T,
+    isize,
+    isize,
+    *const T,
+    isize,
+    isize,
+    T,
+    T,
+    bool,
+    bool,
+    bool,
+    Parallelism,
+);
 
 /// A floating-point element: `f32` or `f64`.
 pub trait Scalar:
@@ -50,6 +75,8 @@ pub trait Scalar:
     fn tanh(self) -> Self;
     /// Gauss error function, vectorizable for `f32` (absolute error under 3e-7); exact to rounding for `f64`.
     fn erf(self) -> Self;
+    /// The product of matrices for this machine.
+    fn gemm() -> Gemm<Self>;
 }
 
 /// Limits to `-bound..=bound`; NaN stays NaN (`f32::clamp` would do, but it panics on bad bounds and so branches).
@@ -71,7 +98,7 @@ fn polynomial<const N: usize>(c: [f32; N], x: f32) -> f32 {
 
 /// The functions that the standard library has under the same name.
 macro_rules! standard {
-    ($float:ty) => {
+    ($float:ident, $gemm:ident) => {
         const ZERO: Self = 0.0;
         const ONE: Self = 1.0;
         #[inline(always)]
@@ -108,11 +135,15 @@ macro_rules! standard {
         fn ln(self) -> Self {
             self.ln()
         }
+        #[inline(always)]
+        fn gemm() -> Gemm<Self> {
+            $gemm::gemm::$float::get_gemm_fn()
+        }
     };
 }
 
 impl Scalar for f32 {
-    standard!(f32);
+    standard!(f32, gemm_f32);
 
     /// `2^n e^r` with `|r| <= ln 2 / 2` and a minimax polynomial of degree 6 (relative error 3e-9 before rounding).
     /// Results below 1e-37 become 0, those beyond the range infinite.
@@ -164,7 +195,7 @@ impl Scalar for f32 {
 }
 
 impl Scalar for f64 {
-    standard!(f64);
+    standard!(f64, gemm_f64);
 
     #[inline(always)]
     fn exp(self) -> Self {

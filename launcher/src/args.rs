@@ -106,8 +106,8 @@ impl PlaceArgs {
 
 /// Turns text into shards of token sequences
 ///
-/// Reads plain text, JSON Lines and Parquet (field `text`), each also as .gz or .zst; files or folders. Writes shards
-/// and manifest.json.
+/// Reads plain text, JSON Lines, Parquet, and CSV or TSV with --text-field, each also compressed (gzip, zstd, bzip2, xz);
+/// files, folders, or - for standard input. Writes shards and manifest.json.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
@@ -118,16 +118,24 @@ Over two hosts, each with the same input, then on one of them:
   launcher prepare --part 2/2 --input data/text --vocab data/vocab.txt --out part-2
   launcher prepare --merge part-1 part-2 --out data")]
 pub struct PrepareArgs {
-    /// Files or folders of text [default: none; must be given, except with --merge]
+    /// Files or folders of text, pipes, or - for standard input [default: none; must be given, except with --merge]
     #[arg(long, required_unless_present = "merge", num_args = 1.., value_name = "PATH")]
     pub input: Vec<PathBuf>,
+    /// Field that holds the text, in JSON Lines, Parquet, CSV and TSV; a.b is field b within a [default: text; none for CSV
+    /// and TSV]
+    #[arg(long, value_name = "NAME")]
+    pub text_field: Option<String>,
+    /// Leave bad rows of JSON Lines, CSV and TSV out and count them [default: end at the first]
+    #[arg(long)]
+    pub skip_bad: bool,
     /// Make part I of N only, to be merged with the others; every part takes the same input and options [default: all]
     #[arg(long, value_name = "I/N", conflicts_with = "merge")]
     pub part: Option<PartOf>,
     /// Merge the folders of all parts, in any order, into what one host would have prepared [default: prepare]
     #[arg(long, num_args = 1.., value_name = "DIR", conflicts_with_all = [
-        "input", "recipe", "vocab", "train_vocab", "cased", "uncased", "strip_accents", "tokenize_chinese_chars",
-        "max_seq_length", "split", "nsp", "no_nsp", "masking", "dupe_factor",
+        "input", "text_field", "skip_bad", "recipe", "vocab", "train_vocab", "alphabet_limit", "cased", "uncased",
+        "strip_accents", "tokenize_chinese_chars", "max_seq_length", "split", "nsp", "no_nsp", "masking",
+        "whole_word_masking", "dupe_factor",
         "masked_lm_prob", "max_predictions", "short_seq_prob", "eval_fraction", "eval_input", "eval_records", "seed",
         "threads",
     ])]
@@ -159,6 +167,10 @@ pub struct PrepareArgs {
     /// Make each Chinese character a word of its own [default: as the vocabulary's files say, or true]
     #[arg(long, value_name = "true|false")]
     pub tokenize_chinese_chars: Option<bool>,
+    /// Leave all but the N most frequent characters out of the vocabulary of --train-vocab; words with others become [UNK]
+    /// [default: none, as many as there is room for]
+    #[arg(long, value_name = "N", requires = "train_vocab")]
+    pub alphabet_limit: Option<usize>,
     /// Folder of the shards
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
@@ -177,6 +189,9 @@ pub struct PrepareArgs {
     /// Masks drawn anew at load time, or once and stored (mlperf: static) [default: dynamic]
     #[arg(long, value_enum)]
     pub masking: Option<Masking>,
+    /// Predict all pieces of a word or none of them [default: off]
+    #[arg(long)]
+    pub whole_word_masking: bool,
     /// How often each document is used, each time cut and masked anew (mlperf: 10) [default: 1]
     #[arg(long, value_name = "N")]
     pub dupe_factor: Option<usize>,
@@ -202,7 +217,7 @@ pub struct PrepareArgs {
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
     /// CPU threads; 0 for all cores. The shards do not depend on it
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_threads)]
     pub threads: usize,
 }
 
@@ -258,7 +273,7 @@ pub struct ImportDataArgs {
     #[arg(long)]
     pub skip_bad: bool,
     /// CPU threads; 0 for all cores. The shards do not depend on it
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_threads)]
     pub threads: usize,
 }
 
@@ -313,7 +328,7 @@ pub struct EvalArgs {
     #[arg(long, value_enum)]
     pub precision: Option<DevicePrecision>,
     /// CPU threads; 0 for all cores
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = parse_threads)]
     pub threads: usize,
 }
 
@@ -387,11 +402,11 @@ pub struct BenchArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub steps: Option<u32>,
     /// Time to run for, if --steps does not say
-    #[arg(long, value_name = "S", default_value_t = 12.0)]
+    #[arg(long, value_name = "S", default_value_t = 12.0, value_parser = parse_seconds)]
     pub seconds: f64,
     /// Rows of the square product that is the ceiling; --profile's copy has 16 bytes for each of its elements [default: 8192 on
     /// GPUs, 1536 on CPUs]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 17))]
     pub ceiling: Option<u32>,
     /// Time every op too, in a few steps of their own: a table whose rows, with bytes, operations and the share of the ceiling,
     /// add up to the step (GPUs only) [default: off]
@@ -421,14 +436,14 @@ pub struct DoctorArgs {
 
 /// Turns a TensorFlow checkpoint of a BERT into a Hugging Face folder
 ///
-/// Reads PREFIX.index and PREFIX.data-… of TensorFlow 1, as the start checkpoint of MLPerf, and leaves out the
-/// optimizer's variables.
+/// Reads PREFIX.index and PREFIX.data-… of TensorFlow 1, as the start checkpoint of MLPerf, or the encoder of the official
+/// BERT in TensorFlow 2, and leaves out the optimizer's variables.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
   launcher import tf-checkpoint model.ckpt-28252 --config bert_config.json --vocab vocab.txt --out start")]
 pub struct TfCheckpointArgs {
-    /// The part of the files' names before .index
+    /// The part of the files' names before .index, or the folder of one checkpoint
     #[arg(value_name = "PREFIX")]
     pub path: PathBuf,
     /// Where the model goes and what the checkpoint does not say.
@@ -441,20 +456,20 @@ pub struct TfCheckpointArgs {
 
 /// Turns a PyTorch file of a BERT into a Hugging Face folder
 ///
-/// Reads what torch.save wrote, .bin or .pt, in both layouts, without running anything of it. The weights may lie under
-/// `model` or `state_dict` and have Hugging Face's or NVIDIA's names.
+/// Reads what torch.save wrote, .bin or .pt, in both layouts, without running anything of it, and safetensors. The weights
+/// may lie under `model` or `state_dict`, have Hugging Face's or NVIDIA's names, and be spread over several files.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
   launcher import pytorch pytorch_model.bin --config config.json --vocab vocab.txt --out start")]
 pub struct PytorchArgs {
-    /// A file that torch.save wrote
+    /// A file of weights, the index of several, or the folder of one model
     #[arg(value_name = "FILE")]
     pub path: PathBuf,
     /// Where the model goes and what the file does not say.
     #[command(flatten)]
     pub model: ImportModelArgs,
-    /// The activation [default: what --config says, or erf]
+    /// The activation [default: what the configuration says, or erf]
     #[arg(long, value_enum)]
     pub gelu: Option<GeluForm>,
 }
@@ -465,13 +480,26 @@ pub struct ImportModelArgs {
     /// Folder of the model
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// The model's config.json or bert_config.json [default: none, sizes are those of the tensors, heads have 64]
+    /// The model's config.json or bert_config.json [default: the one beside the checkpoint; without, sizes are those of the
+    /// tensors, and heads are taken to have 64]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The model's vocabulary, or a folder with it; rows of zeros behind it are cut off. Whether it is cased the files beside
-    /// it or beside the checkpoint say, or else its tokens [default: none, the folder has none]
+    /// The model's vocabulary, or a folder with it. Whether it is cased the files beside it or beside the checkpoint say, or
+    /// else its tokens [default: vocab.txt beside the checkpoint; without, the folder has none]
     #[arg(long, value_name = "FILE")]
     pub vocab: Option<PathBuf>,
+    /// What becomes of the rows of padding behind the vocabulary's tokens
+    #[arg(long, value_enum, default_value = "cut")]
+    pub vocab_rows: VocabRows,
+}
+
+/// A value of `--vocab-rows`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum VocabRows {
+    /// They are left out.
+    Cut,
+    /// They stay, and the model has as many tokens as rows.
+    Keep,
 }
 
 /// A value of `--gelu`.
@@ -577,11 +605,14 @@ impl PrepareArgs {
         config::PrepareConfig {
             recipe: default.recipe,
             input: self.input.clone(),
+            text_field: self.text_field.clone(),
+            skip_bad: self.skip_bad,
             vocab: self.vocab.clone(),
             train_vocab: self.train_vocab,
             lowercase: (self.cased || self.uncased).then_some(self.uncased),
             strip_accents: self.strip_accents,
             tokenize_chinese_chars: self.tokenize_chinese_chars,
+            alphabet_limit: self.alphabet_limit,
             max_seq_length: self.max_seq_length.unwrap_or(default.max_seq_length),
             split: self.split.map_or(default.split, |split| match split {
                 Split::Lines => config::Split::Lines,
@@ -592,6 +623,7 @@ impl PrepareArgs {
                 Masking::Dynamic => config::Masking::Dynamic,
                 Masking::Static => config::Masking::Static,
             }),
+            whole_word_masking: self.whole_word_masking,
             dupe_factor: self.dupe_factor.unwrap_or(default.dupe_factor),
             masked_lm_prob: self.masked_lm_prob.unwrap_or(default.masked_lm_prob),
             max_predictions: self.max_predictions.unwrap_or(default.max_predictions),
@@ -609,6 +641,25 @@ pub(crate) fn parse_positive(text: &str) -> Result<usize, String> {
         Ok(0) => Err("must be at least 1".to_owned()),
         Ok(n) => Ok(n),
         Err(_) => Err("not a whole number".to_owned()),
+    }
+}
+
+/// A time that ends.
+fn parse_seconds(text: &str) -> Result<f64, String> {
+    const WEEK: f64 = 604_800.0;
+    match text.parse() {
+        Ok(seconds) if (0.0..=WEEK).contains(&seconds) => Ok(seconds),
+        Ok(_) => Err(format!("expected 0 to {WEEK}")),
+        Err(_) => Err("not a number".to_owned()),
+    }
+}
+
+/// More threads than any machine runs at once; 0 is one for each core.
+fn parse_threads(text: &str) -> Result<usize, String> {
+    const MOST: usize = 4096;
+    match text.parse() {
+        Ok(threads) if threads <= MOST => Ok(threads),
+        _ => Err(format!("expected a whole number from 0 to {MOST}")),
     }
 }
 

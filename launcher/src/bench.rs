@@ -9,7 +9,9 @@ use breakdown::{Breakdown, Ceilings, PROFILED};
 use engine::bench::{Bench, Mix, batch, matmul_rate, settled};
 use engine::config::Config;
 use engine::dist::Group;
+use engine::memory::{Kind, MemoryPlan};
 use engine::model::training_flops;
+use engine::table::TensorTable;
 use kernels::Backend;
 use kernels::collective::Travel;
 use kernels::cuda::Device;
@@ -19,6 +21,8 @@ use std::sync::Arc;
 
 /// Tokens of BERT's vocabulary, for a configuration that leaves it to the data.
 const VOCAB: usize = 30_522;
+/// Share of tokens that are masked.
+const MASKED: f64 = 0.15;
 /// Rows of the product that is taken for the ceiling: a GPU's, a CPU's.
 const CEILING: [usize; 2] = [8192, 1536];
 
@@ -144,6 +148,35 @@ impl job::Task for Timing<'_> {
     }
 }
 
+/// Refuses a batch of so many tokens and sequences that the host's memory cannot hold, before it is made; a GPU says so
+/// itself.
+fn check_memory<B: Backend<Acc = f32>>(
+    args: &BenchArgs,
+    config: &Config,
+    backend: &B,
+    world: usize,
+    [tokens, sequences]: [f64; 2],
+) -> anyhow::Result<()> {
+    let Some(memory) = backend.memory().filter(|_| B::HOST) else { return Ok(()) };
+    let (model, owners) = (&config.model, if config.ranks.shard_optimizer { world } else { 1 });
+    let masked = sequences.max(MASKED * tokens).min(sequences * config.data.prepare.max_predictions as f64);
+    let dims = [tokens, masked + sequences, masked, sequences];
+    let kind = Kind { owners, ..Kind::of::<B>(config.train.recompute) };
+    let needed = MemoryPlan::new(model, &TensorTable::new(model), dims, 1, kind).total();
+    if needed > memory as f64 {
+        let batch = match (args.batch, args.tokens) {
+            (Some(batch), _) => format!("--batch {batch}"),
+            (_, Some(tokens)) => format!("--tokens {tokens}"),
+            _ => "a step".to_owned(),
+        };
+        let [needed, memory] = [needed, memory as f64].map(|bytes| bytes / 1e9);
+        bail!(
+            "{batch}: the model and {tokens:.0} tokens take {needed:.1} GB and more, and there are {memory:.1} GB; ask for fewer"
+        );
+    }
+    Ok(())
+}
+
 /// Every process takes the same batch.
 fn measure<B: Backend<Acc = f32>>(
     args: &BenchArgs,
@@ -157,8 +190,7 @@ fn measure<B: Backend<Acc = f32>>(
         bail!("--profile: only GPUs tell the time of each kernel; leave it out");
     }
     let device = backend.describe();
-    let rows = args.ceiling.map_or(CEILING[usize::from(gpu.is_none())], |n| n as usize);
-    let ceiling = matmul_rate(&backend, rows)?;
+    let mix = Mix::parse(&args.lengths)?;
     let share = train.accumulation * world;
     let sequences = args.batch.map_or(train.batch_sequences / share, |n| n as usize).max(1);
     let budget = args.tokens.map(|n| n as usize).or_else(|| {
@@ -166,7 +198,14 @@ fn measure<B: Backend<Acc = f32>>(
         by_config.then_some(train.batch_tokens / share)
     });
     let longest = config.model.max_positions.min(config.data.prepare.max_seq_length);
-    let lengths = Mix::parse(&args.lengths)?.lengths(sequences, budget, longest)?;
+    let least =
+        budget.map_or([sequences as f64; 2], |tokens| [tokens as f64, tokens as f64 / longest as f64]);
+    check_memory(args, config, &backend, world, least)?;
+    let lengths = mix.lengths(sequences, budget, longest)?;
+    let tokens = lengths.iter().map(|&length| f64::from(length)).sum();
+    check_memory(args, config, &backend, world, [tokens, lengths.len() as f64])?;
+    let rows = args.ceiling.map_or(CEILING[usize::from(gpu.is_none())], |n| n as usize);
+    let ceiling = matmul_rate(&backend, rows)?;
     let batch = batch(&config.model, &lengths, config.data.prepare.max_predictions);
     let mut bench = Bench::new(group, backend, config, batch)?;
     let times = bench.time(args.steps.map(|n| n as usize), args.seconds)?;

@@ -2,13 +2,15 @@
 
 use crate::args::{DataSplit, DevicePrecision, EvalArgs};
 use crate::device::{self, Work};
-use crate::model::Model;
+use crate::model::{Model, useless};
 use crate::progress::Bar;
 use crate::{exit, format};
 use anyhow::bail;
+use engine::checkpoint::hf;
 use engine::config::Precision;
 use engine::data::loader::eval_batches;
 use engine::data::shards::{Dataset, SplitName};
+use engine::files::check_new;
 use engine::model::EvalSums;
 use engine::verify::export::write_batch;
 use kernels::Backend;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 /// Prints losses, accuracies and perplexity.
 pub fn run(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     crate::start_threads(args.threads)?;
+    args.dump_batch.as_deref().map_or(Ok(()), check_new)?;
     let (split, name) = match args.split {
         DataSplit::Eval => (SplitName::Eval, "eval"),
         DataSplit::Train => (SplitName::Train, "train"),
@@ -40,6 +43,9 @@ pub fn run(args: &EvalArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     let evaluation = Evaluation { args, model: &model, data: &data };
     let Evaluated { sums, sequences, tokens } = device::run_on(args.device.wanted(), precision, evaluation)?;
 
+    if !sums.loss().is_finite() {
+        bail!(useless(&model, "the loss"));
+    }
     writeln!(out, "model         {}: {}", model.dir.display(), model.describe())?;
     let (shown, tokens, masked) =
         (format::count(sequences), format::count(tokens), format::count(sums.mlm_count as u64));
@@ -109,6 +115,7 @@ impl Work for Evaluation<'_> {
             done.sums.add(&bert.read(last)?);
         }
         bar.finish();
+        data.check_files()?;
         Ok(done)
     }
 }
@@ -118,8 +125,8 @@ fn check(model: &Model, data: &Dataset) -> anyhow::Result<()> {
     let (dir, folder) = (data.dir().display(), model.dir.display());
     let (theirs, ours) = (data.vocab_size(), model.config.vocab_size);
     let own = model.own_tokenizer()?;
-    // a model's table may be padded, but then its own vocabulary says so
-    if theirs > ours || theirs < ours && own.is_none() {
+    // a model's table may be padded: its own vocabulary says so, or the number of its rows
+    if theirs > ours || theirs < ours && own.is_none() && !hf::is_padded(theirs, ours) {
         bail!(
             "{dir}: prepared with a vocabulary of {theirs} tokens, {folder} has {ours}; prepare it with the model's"
         );

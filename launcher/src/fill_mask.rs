@@ -3,19 +3,21 @@
 use crate::args::FillMaskArgs;
 use crate::device::{self, Work};
 use crate::exit;
-use crate::model::Model;
+use crate::model::{Model, useless};
 use anyhow::bail;
-use engine::config::Precision;
+use engine::config::{Device, Precision};
 use engine::data::tokenize::Tokenizer;
 use engine::data::vocab::Vocab;
 use engine::data::{Batch, Sequence};
 use kernels::Backend;
-use kernels::cuda::Device;
+use kernels::cuda;
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 
 /// Prints `top` tokens with their probabilities for each mask, and the text with each filled in.
 pub fn run(args: &FillMaskArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
+    crate::start_threads(0)?;
     if !args.text.contains("[MASK]") {
         bail!("the text holds no [MASK]; write [MASK] where a token is to be predicted");
     }
@@ -33,6 +35,9 @@ pub fn run(args: &FillMaskArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     let batch = Batch::pack(std::slice::from_ref(&sequence), 0, model.config.max_positions as u32);
     let prediction = Prediction { model: &model, batch: &batch };
     let logits = device::run_on(args.device.wanted(), Precision::Auto, prediction)?;
+    if logits.iter().any(|logit| !logit.is_finite()) {
+        bail!(useless(&model, "what it answers at [MASK]"));
+    }
 
     let masks = sequence.mlm_positions.len();
     for (number, (logits, &at)) in
@@ -52,6 +57,48 @@ pub fn run(args: &FillMaskArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     Ok(exit::DONE)
 }
 
+/// Prints a line for each text: the text, and the likeliest tokens at each of its masks. It computes on the CPU. What
+/// cannot be answered, such as a text longer than the model takes, gets the reason in place of an answer.
+///
+/// # Errors
+/// A model folder that cannot be read, or without a vocabulary; output that cannot be written.
+pub fn answer_all(folder: &Path, texts: &[String], out: &mut dyn Write) -> anyhow::Result<()> {
+    const SHOWN: usize = 3;
+    let model = Model::load(folder)?;
+    let files = model.tokenizer()?;
+    let vocab = files.vocab;
+    let mut tokenizer = Tokenizer::new(&vocab, files.settings)?;
+    for text in texts {
+        let answer = match brief_answers(&model, &vocab, &mut tokenizer, text, SHOWN) {
+            Ok(answers) => answers.join("; "),
+            Err(error) => error.to_string(),
+        };
+        writeln!(out, "  {text}  ->  {answer}")?;
+    }
+    Ok(())
+}
+
+/// The likeliest tokens of each mask and their probabilities, as one text a mask.
+fn brief_answers(
+    model: &Model,
+    vocab: &Vocab,
+    tokenizer: &mut Tokenizer,
+    text: &str,
+    count: usize,
+) -> anyhow::Result<Vec<String>> {
+    let sequence = sequence(text, tokenizer, vocab, model.config.max_positions)?;
+    let batch = Batch::pack(std::slice::from_ref(&sequence), 0, model.config.max_positions as u32);
+    let logits = device::run_on(Device::Cpu, Precision::Auto, Prediction { model, batch: &batch })?;
+    let of_mask = |logits: &[f64]| {
+        let likeliest = top(&logits[..vocab.len()], count).into_iter().map(|(token, probability)| {
+            let name = vocab.token(token as u32).unwrap_or("[UNK]");
+            format!("{name} {:.0} %", 100.0 * probability)
+        });
+        likeliest.collect::<Vec<_>>().join(", ")
+    };
+    Ok(logits.chunks_exact(model.config.vocab_size).map(of_mask).collect())
+}
+
 /// What is done on the device: the logits of every mask.
 struct Prediction<'a> {
     model: &'a Model,
@@ -61,7 +108,7 @@ struct Prediction<'a> {
 impl Work for Prediction<'_> {
     type Result = Vec<f64>;
 
-    fn on<B: Backend<Acc = f32>>(self, backend: B, _: Option<Arc<Device>>) -> anyhow::Result<Vec<f64>> {
+    fn on<B: Backend<Acc = f32>>(self, backend: B, _: Option<Arc<cuda::Device>>) -> anyhow::Result<Vec<f64>> {
         Ok(self.model.on(backend)?.mlm_logits(self.batch)?)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::args::{ImportArgs, ImportDataArgs, ImportKind};
 use crate::progress::PrepareBar;
-use crate::{exit, format, import_model};
+use crate::{exit, format, import_model, prepare};
 use engine::data::import::{self, ImportConfig, ImportFormat, Imported};
 use std::io::Write;
 use std::time::Instant;
@@ -19,6 +19,7 @@ pub fn run(args: &ImportArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
 
 /// Imports sequences, and prints what they were, what was left out and how fast.
 fn data(args: &ImportDataArgs, format: ImportFormat, out: &mut dyn Write) -> anyhow::Result<u8> {
+    crate::start_threads(args.threads)?;
     let config = ImportConfig {
         format,
         inputs: args.input.clone(),
@@ -51,7 +52,11 @@ fn print(
         let layouts = source.layouts.iter().map(|(layout, files)| format!("{layout}: {files}"));
         writeln!(out, "{} files by layout: {}", source.format, layouts.collect::<Vec<_>>().join(", "))?;
     }
+    if !manifest.options.nsp {
+        writeln!(out, "the sequences have no next-sentence labels: they train the masked-token head only")?;
+    }
     writeln!(out, "tokenizer: {}", imported.tokenizer)?;
+    prepare::print_remarks(manifest, out)?;
     for skipped in &imported.skipped {
         writeln!(
             out,

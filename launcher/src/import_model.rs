@@ -1,8 +1,8 @@
 //! `launcher import tf-checkpoint` and `import pytorch`: other frameworks' checkpoints to Hugging Face folders.
 
-use crate::args::{GeluForm, ImportModelArgs, PytorchArgs, TfCheckpointArgs};
+use crate::args::{GeluForm, ImportModelArgs, PytorchArgs, TfCheckpointArgs, VocabRows};
 use crate::{exit, format, model};
-use engine::checkpoint::import::{self, Converted, Framework, Options};
+use engine::checkpoint::import::{self, Converted, Framework, Options, Padding};
 use kernels::backend::Gelu;
 use std::io::Write;
 use std::path::Path;
@@ -19,10 +19,10 @@ pub fn tf_checkpoint(args: &TfCheckpointArgs, out: &mut dyn Write) -> anyhow::Re
     finish(&converted, &args.model, why, out)
 }
 
-/// A file of `torch.save`.
+/// Files of `torch.save`, or safetensors.
 pub fn pytorch(args: &PytorchArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
     let converted = convert(Framework::PyTorch, &args.path, &args.model, args.gelu, out)?;
-    let why = match (args.gelu, &args.model.config) {
+    let why = match (args.gelu, &converted.config) {
         (Some(_), _) => "as asked for".to_owned(),
         (None, Some(config)) => format!("as {} says", config.display()),
         (None, None) => {
@@ -39,12 +39,18 @@ fn convert(
     gelu: Option<GeluForm>,
     out: &mut dyn Write,
 ) -> anyhow::Result<Converted> {
+    crate::start_threads(0)?;
     import::check_target(&args.out)?;
     let gelu = gelu.map(|form| match form {
         GeluForm::Tanh => Gelu::Tanh,
         GeluForm::Erf => Gelu::Erf,
     });
-    let options = Options { config: args.config.clone(), vocab: args.vocab.clone(), gelu };
+    let options = Options {
+        config: args.config.clone(),
+        vocab: args.vocab.clone(),
+        gelu,
+        keep_padding: args.vocab_rows == VocabRows::Keep,
+    };
     let converted = import::read(framework, path, &options)?;
     converted.export(&args.out)?;
 
@@ -52,7 +58,14 @@ fn convert(
         true => ", checksums right",
         false => "; this layout has no checksums",
     };
-    writeln!(out, "{}: {} tensors read{checksums}", path.display(), converted.read)?;
+    writeln!(out, "{}: {} tensors read{checksums}", converted.path.display(), converted.read)?;
+    for (what, named, used) in
+        [("configuration", &args.config, &converted.config), ("vocabulary", &args.vocab, &converted.vocab)]
+    {
+        if let (None, Some(found)) = (named, used) {
+            writeln!(out, "{what}: {}, found beside it", found.display())?;
+        }
+    }
     if converted.state > 0 {
         let count = format::count(converted.state as u64);
         writeln!(out, "left out: {count} tensors of optimizer, training loop or constants")?;
@@ -87,26 +100,34 @@ fn finish(
 ) -> anyhow::Result<u8> {
     let sizes = &converted.model;
     writeln!(out, "{}: {}", args.out.display(), model::describe(sizes, converted.table.parameters()))?;
-    if args.config.is_none() {
-        writeln!(out, "heads: {}, of 64 each, as no --config was given", sizes.heads)?;
-    }
-    if converted.cut_rows > 0 {
-        let (rows, kept) = (converted.cut_rows, sizes.vocab_size);
+    if converted.heads_guessed {
         writeln!(
             out,
-            "vocabulary: {kept} tokens; {rows} rows of zeros behind them were padding and are left out"
+            "heads: {}, a guess of 64 elements each, as nothing says their number; if it is another, name the model's \
+             configuration with --config",
+            sizes.heads
         )?;
+    }
+    if let Some(Padding { tokens, rows, zeros, kept }) = converted.padding {
+        let rows = if zeros { format!("{rows} rows of zeros") } else { format!("{rows} rows") };
+        let what = match kept {
+            true => "are padding and stay",
+            false => "are padding and are left out (--vocab-rows keep keeps them)",
+        };
+        writeln!(out, "vocabulary: {tokens} tokens; {rows} behind them {what}")?;
     }
     let gelu = match sizes.gelu {
         Gelu::Tanh => "tanh",
         Gelu::Erf => "erf",
     };
     writeln!(out, "gelu: {gelu}, {why}")?;
-    if let Some(tokenizer) = &converted.tokenizer {
-        writeln!(out, "tokenizer: {}", tokenizer.describe())?;
-    }
-    if args.vocab.is_none() {
-        writeln!(out, "no --vocab was given: fill-mask needs {} beside the weights", model::VOCAB)?;
+    match &converted.tokenizer {
+        Some(tokenizer) => writeln!(out, "tokenizer: {}", tokenizer.describe())?,
+        None => writeln!(
+            out,
+            "no --vocab was given, and none lies beside the checkpoint: fill-mask needs {} beside the weights",
+            model::VOCAB
+        )?,
     }
     Ok(exit::DONE)
 }

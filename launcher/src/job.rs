@@ -1,6 +1,6 @@
 //! What is done by one process or by one of several.
 
-use crate::args::PlaceArgs;
+use crate::args::{Device as Choice, PlaceArgs};
 use crate::device::{self, Work};
 use crate::ranks::{self, Environment, Found, Role, Starter};
 use crate::spawn::{self, Crew};
@@ -14,6 +14,7 @@ use kernels::Backend;
 use kernels::collective::tcp::Tcp;
 use kernels::collective::{Collective, HostCollective, Transport};
 use kernels::cuda::{self, Cuda, Device, Element, Nccl, nccl};
+use kernels::limits;
 use std::net::TcpListener;
 use std::os::unix::process::parent_id;
 use std::sync::{Arc, OnceLock};
@@ -48,6 +49,12 @@ impl<T: Task> Work for Alone<T> {
 /// Does a task in the role that this process has: alone, as one of those that mpirun and the like have started, or in
 /// workers that are started here. An error of one of several ends all.
 pub fn run<T: Task>(place: &PlaceArgs, config: &Config, task: T) -> anyhow::Result<u8> {
+    if let (Some(gpus), Some(Choice::Cpu)) = (place.gpus, place.device) {
+        bail!(
+            "--gpus {gpus}: asks for GPUs, and --device for the CPU; leave one out, or give --processes {gpus} for as many \
+             processes on the CPU"
+        );
+    }
     let get = |name: &str| match name {
         "PID" => Some(std::process::id().to_string()),
         "PARENT" => Some(parent_id().to_string()),
@@ -56,6 +63,7 @@ pub fn run<T: Task>(place: &PlaceArgs, config: &Config, task: T) -> anyhow::Resu
     let host = sysinfo::System::host_name().unwrap_or_else(|| "this machine".to_owned());
     let found = Environment(&get).find(&host)?;
     let started = found.as_ref().is_some_and(|found| found.starter.ends_its_own());
+    let guessable = found.as_ref().is_some_and(|found| found.guessable);
     let option = if place.gpus.is_some() { "--gpus" } else { "--processes" };
     let role = ranks::role(found, place.gpus.or(place.processes).map(|n| n as usize), option)?;
     let wanted = if place.gpus.is_some() { Wanted::Cuda } else { config.train.device };
@@ -71,6 +79,9 @@ pub fn run<T: Task>(place: &PlaceArgs, config: &Config, task: T) -> anyhow::Resu
                 // Said once, here, instead of by every worker.
                 placement::check_gpus(count, cuda::count()?)?;
                 nccl::version()?;
+            }
+            if guessable && first == 0 && world > count {
+                ranks::warn_of_strangers();
             }
             spawn::run(&Crew { count, first, world, meet, token, started })
         }
@@ -129,11 +140,11 @@ impl End for Ending {
 fn join(found: &Found, wanted: Wanted, config: &Config) -> anyhow::Result<Option<Joined>> {
     let place = &found.place;
     if found.starter == Starter::Own {
-        spawn::end_with_starter();
+        spawn::end_with_starter()?;
     }
     let met = Arc::new(OnceLock::new());
     if found.starter.ends_its_own() {
-        end_without_starter(met.clone());
+        end_without_starter(met.clone())?;
     }
     let mut mpi = if wanted == Wanted::Cpu { over_mpi(found)? } else { None };
     let Some(meet) = meeting_place(found, mpi.as_deref_mut(), spawn::listener())? else {
@@ -142,15 +153,19 @@ fn join(found: &Found, wanted: Wanted, config: &Config) -> anyhow::Result<Option
              MASTER_ADDR=node1"
         );
     };
+    if found.guessable && place.rank == 0 && !meet.is_of_one_machine() {
+        ranks::warn_of_strangers();
+    }
     let start = Duration::from_secs(config.ranks.start_seconds);
     let Some(mut meeting) = dist::meet(place, meet, &found.token, mpi.is_none(), start)? else {
         return Ok(None);
     };
     let limits = Limits { start, hang: Duration::from_secs(config.ranks.hang_seconds) };
     let control = Control::start(place, &mut meeting, limits, Box::new(Ending))
-        .context("cannot watch the other processes")?;
-    let interrupted = control.clone();
+        .map_err(|e| anyhow!(limits::refused("the threads that watch the other processes", &e)))?;
+    let (interrupted, asked) = (control.clone(), control.clone());
     signals::before_end(move |signal| interrupted.interrupt(signal));
+    signals::when_asked(move |signal| asked.ask_to_stop(signal));
     signals::watch(place.rank == 0)?;
     let _ = met.set(control.clone());
     let transport = match mpi {
@@ -161,9 +176,9 @@ fn join(found: &Found, wanted: Wanted, config: &Config) -> anyhow::Result<Option
 }
 
 /// Ends this process, or the job once it has `met`, when what has started it, and would end it with the others, is gone.
-fn end_without_starter(met: Arc<OnceLock<Control>>) {
+fn end_without_starter(met: Arc<OnceLock<Control>>) -> anyhow::Result<()> {
     let parent = parent_id();
-    std::thread::spawn(move || {
+    let watch = move || {
         while parent_id() == parent {
             std::thread::sleep(ORPHANED);
         }
@@ -171,7 +186,9 @@ fn end_without_starter(met: Arc<OnceLock<Control>>) {
             control.fail(&Error::Training(format!("process {parent}, which had started it, is gone")));
         }
         signal_hook::low_level::exit(exit::FAILED.into());
-    });
+    };
+    let started = std::thread::Builder::new().name("starter".to_owned()).spawn(watch);
+    started.map(drop).map_err(|e| anyhow!(limits::refused("the thread that watches the starter", &e)))
 }
 
 /// Does a task as one of several, on what all of them have.

@@ -32,8 +32,10 @@ mod verify;
 
 use args::{Cli, Command};
 use clap::Parser;
+use kernels::limits;
 use std::io::{BufWriter, Write};
 use std::process::ExitCode;
+use std::thread::available_parallelism;
 
 /// Parses the command line, runs it, and says how it ended.
 pub fn main() -> ExitCode {
@@ -69,10 +71,14 @@ fn run(cli: &Cli, out: &mut dyn Write) -> anyhow::Result<u8> {
     }
 }
 
-/// Starts the threads that all computation shares; 0 is one for each core.
+/// Starts the threads that all computation shares; 0 is one for each core. To be called before anything computes: left to
+/// start by themselves, they end the process where the system refuses them.
 fn start_threads(threads: usize) -> anyhow::Result<()> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("compute-{i}"));
-    pool.build_global().map_err(|e| anyhow::anyhow!("cannot start {threads} threads: {e}; ask for fewer"))?;
+    pool.build_global().map_err(|e| {
+        let count = if threads > 0 { threads } else { available_parallelism().map_or(1, usize::from) };
+        anyhow::anyhow!(limits::refused(&format!("{count} threads"), &e))
+    })?;
     tracing::info!("{} threads", rayon::current_num_threads());
     Ok(())
 }

@@ -94,6 +94,15 @@ impl Model {
     }
 }
 
+/// What is said of a model whose weights are finite, but so large that what it computes is not.
+pub fn useless(model: &Model, what: &str) -> String {
+    format!(
+        "{}: {what} is not finite: the weights are too large to compute with, as after training at too high a rate; use an \
+         earlier checkpoint",
+        model.dir.display()
+    )
+}
+
 /// A model folder itself, or the one in a run folder.
 pub fn folder(path: &Path) -> PathBuf {
     let inner = path.join("model");

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 /// Prepares all or a part, or merges parts, and prints what was made and how fast.
 pub fn run(args: &PrepareArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
+    crate::start_threads(args.threads)?;
     let config = args.config();
     let bar = PrepareBar::new();
     let started = Instant::now();
@@ -89,8 +90,12 @@ impl Made {
             out,
             "{dir}: {name}{documents} documents, {sequences} sequences ({held_out} held out), {tokens} tokens"
         )?;
-        if let Self::Whole(manifest) = self {
-            print_remarks(manifest, out)?;
+        match self {
+            Self::Whole(manifest) => print_remarks(manifest, out)?,
+            Self::Part(part) => {
+                let (line, warnings) = part.unknown_tokens();
+                print_lines(line, warnings, out)?;
+            }
         }
         if let Some(part) = args.part {
             writeln!(out, "when all {} are made: launcher prepare --merge DIR... --out DIR", part.of)?;
@@ -99,18 +104,17 @@ impl Made {
     }
 }
 
-fn print_remarks(manifest: &Manifest, out: &mut dyn Write) -> anyhow::Result<()> {
-    if manifest.documents == 1 && manifest.options.nsp {
-        writeln!(
-            out,
-            "the input is one document: random next sentences come from elsewhere in it; separate documents by blank \
-             lines or files, or give --no-nsp"
-        )?;
+/// What became of the input, the share of unknown tokens, and all that may be wrong with the data.
+pub fn print_remarks(manifest: &Manifest, out: &mut dyn Write) -> anyhow::Result<()> {
+    for line in manifest.remarks() {
+        writeln!(out, "{line}")?;
     }
-    if manifest.invalid_utf8 > 0 {
-        let count = format::count(manifest.invalid_utf8);
-        writeln!(out, "{count} stretches of bytes were not UTF-8 and were replaced by U+FFFD")?;
-    }
+    print_lines(manifest.unknown_tokens(), manifest.warnings(), out)
+}
+
+fn print_lines(line: Option<String>, warnings: Vec<String>, out: &mut dyn Write) -> anyhow::Result<()> {
+    line.iter().try_for_each(|line| writeln!(out, "{line}"))?;
+    warnings.iter().try_for_each(|line| writeln!(out, "warning: {line}"))?;
     Ok(())
 }
 
@@ -126,6 +130,7 @@ fn as_option(error: Error) -> Error {
             };
             Error::Config { key, what: with_options(&what) }
         }
+        Error::File { path, what } => Error::File { path, what: with_options(&what) },
         other => other,
     }
 }

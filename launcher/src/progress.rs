@@ -132,7 +132,9 @@ impl PrepareBar {
         let bytes_per_second = p.bytes_read.saturating_sub(state.first_bytes) as f64 / seconds;
         let rate = short(bytes_per_second);
         let done = match p.phase {
+            Phase::Receiving => format!("reading the pipe, {rate}B/s"),
             Phase::Vocabulary => format!("counting words, {rate}B/s"),
+            Phase::Hashing => format!("reading the input's content, {rate}B/s"),
             Phase::Waiting => "waiting for another process that prepares this data".to_owned(),
             Phase::Sequences => format!("preparing: {} sequences, {rate}B/s", count(p.sequences)),
             Phase::Merging => format!("merging: {} sequences, {rate}B/s", count(p.sequences)),
@@ -152,10 +154,11 @@ impl PrepareBar {
         }
     }
 
-    /// Whether anything was done: data that lies there already is kept.
+    /// Whether anything was made: data that lies there already is kept.
     pub fn has_begun(&self) -> bool {
         let phase = self.state.lock().unwrap_or_else(PoisonError::into_inner).phase;
-        phase.is_some_and(|phase| phase != Phase::Waiting)
+        let nothing = |phase| matches!(phase, Phase::Waiting | Phase::Receiving | Phase::Hashing);
+        phase.is_some_and(|phase| !nothing(phase))
     }
 
     /// Removes the bar.

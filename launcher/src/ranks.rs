@@ -17,8 +17,12 @@ pub const MEET: &str = "LAUNCHER_MEET";
 /// The file descriptor of rank 0's listener at that address, likewise: of a port that was found free and then closed
 /// somebody else might take hold.
 pub const LISTENER: &str = "LAUNCHER_LISTENER";
-/// Keeps jobs apart, likewise.
+/// Keeps jobs and strangers apart, likewise.
 pub const TOKEN: &str = "LAUNCHER_TOKEN";
+/// What the user gives all processes of a job, for the same.
+pub const GIVEN_TOKEN: &str = "BERT_JOB_TOKEN";
+/// Fewest bytes of it.
+const SHORTEST_TOKEN: usize = 16;
 
 /// Ports for meetings whose address nobody gave.
 const PORTS: std::ops::Range<u64> = 20_000..32_000;
@@ -56,6 +60,8 @@ pub struct Found {
     /// `host:port` of the machine where mpirun runs, which is rank 0's as a rule.
     pub near: Option<String>,
     pub token: String,
+    /// Whether the token is made of nothing but what others may know, as the job's number.
+    pub guessable: bool,
     /// Whether all that the starter has started take part.
     pub whole: bool,
 }
@@ -149,9 +155,25 @@ impl Environment<'_> {
             host: host.to_owned(),
         };
         let job = self.job(starter);
-        let [meet, near] = self.meet(starter, &place, &job);
-        let token = self.text(TOKEN).unwrap_or_else(|| format!("{job} {world}"));
-        Ok(Some(Found { starter, place, meet, near, token, whole: true }))
+        let one_machine = local_world == Some(world);
+        let [meet, near] = self.meet(starter, &place, one_machine, &job)?;
+        let (token, guessable) = match (self.text(TOKEN), self.given_token()?) {
+            (Some(own), _) => (own, false),
+            (None, Some(given)) => (format!("{given} {job} {world}"), false),
+            (None, None) => (format!("{job} {world}"), true),
+        };
+        Ok(Some(Found { starter, place, meet, near, token, guessable, whole: true }))
+    }
+
+    fn given_token(&self) -> Result<Option<String>> {
+        let given = self.text(GIVEN_TOKEN);
+        if let Some(length) = given.as_ref().map(String::len).filter(|length| *length < SHORTEST_TOKEN) {
+            bail!(
+                "{GIVEN_TOKEN} has {length} bytes and can be guessed; give it at least {SHORTEST_TOKEN}, as `openssl rand \
+                 -hex 16` makes them"
+            );
+        }
+        Ok(given)
     }
 
     /// What one starter's variables say.
@@ -199,34 +221,55 @@ impl Environment<'_> {
         }
     }
 
-    /// Where rank 0 is, and where it is likely to be.
-    fn meet(&self, starter: Starter, place: &Place, job: &str) -> [Option<String>; 2] {
+    /// Where rank 0 is, and where it is likely to be. Nowhere else than on this machine where the starter says that all are
+    /// on one.
+    fn meet(
+        &self,
+        starter: Starter,
+        place: &Place,
+        one_machine: bool,
+        job: &str,
+    ) -> Result<[Option<String>; 2]> {
+        const LOOPBACK: &str = "127.0.0.1";
         let port = || {
             let mut hasher = DefaultHasher::new();
             job.hash(&mut hasher);
             PORTS.start + hasher.finish() % (PORTS.end - PORTS.start)
         };
         if let Some(meet) = self.text(MEET) {
-            return [Some(meet), None];
+            return Ok([Some(meet), None]);
         }
         if let Some(address) = self.text("MASTER_ADDR") {
-            let given = self.text("MASTER_PORT").and_then(|p| p.parse::<u64>().ok());
-            // torchrun's agent listens at the port itself.
-            let taken = u64::from(self.text("TORCHELASTIC_USE_AGENT_STORE").as_deref() == Some("True"));
-            return [Some(format!("{address}:{}", given.map_or_else(port, |p| p + taken))), None];
+            let port = self.master_port()?.unwrap_or_else(port);
+            let host = if one_machine { LOOPBACK.to_owned() } else { in_brackets(address) };
+            return Ok([Some(format!("{host}:{port}")), None]);
         }
         if place.world == place.local_world {
-            return [Some(format!("127.0.0.1:{}", port())), None];
+            return Ok([Some(format!("{LOOPBACK}:{}", port())), None]);
         }
         let at = |host: &str| Some(format!("{host}:{}", port()));
-        match starter {
+        Ok(match starter {
             Starter::Slurm => {
                 let nodes = self.text("SLURM_STEP_NODELIST").or_else(|| self.text("SLURM_JOB_NODELIST"));
                 [nodes.and_then(|nodes| at(&first_host(&nodes))), None]
             }
             Starter::OpenMpi => [None, self.mpirun_host(place.rank).as_deref().and_then(at)],
             _ => [None, None],
+        })
+    }
+
+    /// The port that the starter gives to rank 0.
+    fn master_port(&self) -> Result<Option<u64>> {
+        let Some(given) = self.number("MASTER_PORT")? else { return Ok(None) };
+        // torchrun's agent listens at the port itself.
+        let taken = usize::from(self.text("TORCHELASTIC_USE_AGENT_STORE").as_deref() == Some("True"));
+        if given == 0 || given + taken > usize::from(u16::MAX) {
+            bail!(
+                "MASTER_PORT is {given} in the environment, expected 1 to {}",
+                usize::from(u16::MAX) - taken
+            );
         }
+        Ok(Some((given + taken) as u64))
     }
 
     /// The address of the machine where mpirun of Open MPI 4 runs. None to a rank 0 that is on another one.
@@ -242,6 +285,19 @@ impl Environment<'_> {
         let first = addresses.split([',', ':']).next()?;
         (!first.is_empty()).then(|| first.to_owned())
     }
+}
+
+/// On rank 0, once: the ranks are on several machines and their token can be guessed.
+pub fn warn_of_strangers() {
+    tracing::warn!(
+        "the ranks are on several machines and know each other by the job's number, which others can guess: set \
+         {GIVEN_TOKEN} for all of them (docs/ranks.md)"
+    );
+}
+
+/// An address of IPv6 as it stands before a port.
+fn in_brackets(address: String) -> String {
+    if address.contains(':') && !address.starts_with('[') { format!("[{address}]") } else { address }
 }
 
 /// The first of Slurm's compressed list: `gpu[03-07,9],login` begins with `gpu03`.

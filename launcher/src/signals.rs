@@ -1,7 +1,8 @@
-//! SIGINT, SIGTERM, SIGHUP and SIGUSR1: while a run trains, the first one asks it to end with a checkpoint, the second ends
-//! the process; at any other time the first one ends it.
+//! SIGINT, SIGTERM, SIGHUP and SIGUSR1: while a run trains, the first one asks it to end with a checkpoint of the last whole
+//! step, the second ends the process; at any other time the first one ends it.
 
 use crate::exit;
+use kernels::limits;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -19,6 +20,15 @@ static TRAINING: AtomicBool = AtomicBool::new(false);
 /// See [`before_end`].
 static BEFORE_END: OnceLock<Box<dyn Fn(i32) + Send + Sync>> = OnceLock::new();
 
+/// See [`when_asked`].
+static WHEN_ASKED: OnceLock<Box<dyn Fn(i32) + Send + Sync>> = OnceLock::new();
+
+/// Has `f` called with the number of the signal that asks training to end, as soon as it comes. The first one that is given
+/// stays.
+pub fn when_asked(f: impl Fn(i32) + Send + Sync + 'static) {
+    let _ = WHEN_ASKED.set(Box::new(f));
+}
+
 /// Has `f` called with the number of the signal that ends this process at once, just before. The first one that is given
 /// stays.
 pub fn before_end(f: impl Fn(i32) + Send + Sync + 'static) {
@@ -28,12 +38,12 @@ pub fn before_end(f: impl Fn(i32) + Send + Sync + 'static) {
 /// Watches for signals on a thread of its own, and says so if this process `speaks`.
 ///
 /// # Errors
-/// If the system refuses the handlers.
+/// If the system refuses the handlers or the thread.
 pub fn watch(speaks: bool) -> anyhow::Result<()> {
     let ignored = ignored();
     let wanted = ENDING.into_iter().filter(|&n| ignored & (1 << (n - 1)) == 0);
     let mut signals = Signals::new(wanted).map_err(|e| anyhow::anyhow!("cannot watch for signals: {e}"))?;
-    std::thread::spawn(move || {
+    start(move || {
         for number in signals.forever() {
             if !TRAINING.load(Ordering::SeqCst) || STOP.swap(number, Ordering::SeqCst) != 0 {
                 if let Some(f) = BEFORE_END.get() {
@@ -41,27 +51,36 @@ pub fn watch(speaks: bool) -> anyhow::Result<()> {
                 }
                 std::process::exit(exit::by_signal(number).into());
             }
+            if let Some(f) = WHEN_ASKED.get() {
+                f(number);
+            }
             if !speaks {
                 continue;
             }
             let name = signal_hook::low_level::signal_name(number).unwrap_or("signal");
-            exit::say(&format!("{name}: ending after this step with a checkpoint; again to end at once"));
+            exit::say(&format!(
+                "{name}: ending with a checkpoint of the last whole step; again to end at once"
+            ));
         }
-    });
-    Ok(())
+    })
 }
 
 /// The signals that come to this process, for it to pass on. It does not end by them.
 ///
 /// # Errors
-/// If the system refuses the handlers.
+/// If the system refuses the handlers or the thread.
 pub fn pass_on() -> anyhow::Result<std::sync::mpsc::Receiver<i32>> {
     let ignored = ignored();
     let wanted = ENDING.into_iter().filter(|&n| ignored & (1 << (n - 1)) == 0);
     let mut signals = Signals::new(wanted).map_err(|e| anyhow::anyhow!("cannot watch for signals: {e}"))?;
     let (send, receive) = std::sync::mpsc::channel();
-    std::thread::spawn(move || signals.forever().take_while(|&n| send.send(n).is_ok()).for_each(drop));
+    start(move || signals.forever().take_while(|&n| send.send(n).is_ok()).for_each(drop))?;
     Ok(receive)
+}
+
+fn start(f: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+    let started = std::thread::Builder::new().name("signals".to_owned()).spawn(f);
+    started.map(drop).map_err(|e| anyhow::anyhow!(limits::refused("the thread that watches for signals", &e)))
 }
 
 /// A write beyond the limit on the size of files (`ulimit -f`) fails, which names the file, instead of ending the

@@ -3,8 +3,9 @@
 use crate::ranks::{LISTENER, LOCAL_RANK, LOCAL_WORLD, MEET, RANK, TOKEN, WORLD};
 use crate::{exit, signals};
 use anyhow::Context;
+use kernels::limits;
 use rustix::io::FdFlags;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt, parent_id};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -21,34 +22,40 @@ pub struct Crew {
     /// Rank of the first.
     pub first: usize,
     pub world: usize,
-    /// `host:port` of rank 0; where it is this machine, found here.
+    /// `host:port` of rank 0; where all ranks are on this machine, found here.
     pub meet: Option<String>,
+    /// What the ranks have in common; where all are on this machine, drawn here.
     pub token: String,
     /// Whether whatever has started this process ends it with the others of the job, and should not leave it behind.
     pub started: bool,
 }
 
+/// Where the workers meet, and what keeps others out.
+struct Meeting {
+    meet: String,
+    listener: Option<TcpListener>,
+    token: String,
+}
+
+/// Among workers of this machine only, at a port that only this machine reaches, with a token that nobody knows.
+fn meeting(crew: &Crew) -> anyhow::Result<Meeting> {
+    if crew.world == crew.count {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("cannot find a free port")?;
+        let meet = listener.local_addr().context("cannot find a free port")?.to_string();
+        let token = engine::dist::random().context("cannot draw a token for the workers")?;
+        return Ok(Meeting { meet, listener: Some(listener), token });
+    }
+    let Some(meet) = crew.meet.clone() else {
+        anyhow::bail!(
+            "the machine of rank 0 is not known here; set MASTER_ADDR for all, as in mpirun -x MASTER_ADDR=node1"
+        );
+    };
+    Ok(Meeting { meet, listener: None, token: crew.token.clone() })
+}
+
 /// Starts this program again as each worker and waits for all. The code is 0 if all are done, else the first failure's.
 pub fn run(crew: &Crew) -> anyhow::Result<u8> {
-    let mut listener = None;
-    let meet = match &crew.meet {
-        Some(meet) => meet.clone(),
-        None if crew.first == 0 && crew.world == crew.count => {
-            let found = TcpListener::bind("127.0.0.1:0").context("cannot find a free port")?;
-            let address = found.local_addr().context("cannot find a free port")?.to_string();
-            listener = Some(found);
-            address
-        }
-        None => anyhow::bail!(
-            "the machine of rank 0 is not known here; set MASTER_ADDR for all, as in mpirun -x MASTER_ADDR=node1"
-        ),
-    };
-    // A token of our own where nobody gave one: process and time tell two jobs apart.
-    let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    let token = match crew.token.is_empty() {
-        true => format!("{} {}", std::process::id(), time.as_nanos()),
-        false => crew.token.clone(),
-    };
+    let Meeting { meet, mut listener, token } = meeting(crew)?;
     let program = std::env::current_exe().context("cannot find this program's file to start workers from")?;
     let passed = signals::pass_on()?;
     let mut workers = Vec::new();
@@ -76,7 +83,7 @@ pub fn run(crew: &Crew) -> anyhow::Result<u8> {
             Ok(child) => workers.push(Worker { rank: crew.first + local, child, ended: None }),
             Err(e) => {
                 workers.iter_mut().for_each(Worker::kill);
-                anyhow::bail!("cannot start worker {}: {e}", crew.first + local);
+                anyhow::bail!(limits::refused(&format!("worker {}", crew.first + local), &e));
             }
         }
     }
@@ -177,10 +184,14 @@ fn look_after(workers: &mut [Worker], passed: &std::sync::mpsc::Receiver<i32>, s
 }
 
 /// In a worker: ends the process when the one that started it is gone.
-pub fn end_with_starter() {
+///
+/// # Errors
+/// The system has no thread left.
+pub fn end_with_starter() -> anyhow::Result<()> {
     let wait = || {
         let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
         std::process::exit(exit::FAILED.into());
     };
-    std::thread::spawn(wait);
+    let started = std::thread::Builder::new().name("starter".to_owned()).spawn(wait);
+    started.map(drop).map_err(|e| anyhow::anyhow!(limits::refused("the thread that watches the starter", &e)))
 }

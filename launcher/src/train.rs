@@ -2,7 +2,7 @@
 
 use crate::args::TrainArgs;
 use crate::progress::TrainProgress;
-use crate::{exit, job, signals};
+use crate::{exit, fill_mask, job, signals};
 use anyhow::bail;
 use engine::config::Config;
 use engine::dist::Group;
@@ -48,6 +48,10 @@ impl job::Task for Training<'_> {
         let outcome = outcome?;
         if group.is_first() {
             writeln!(out, "{}", outcome.summary)?;
+            let done = matches!(outcome.ending, Ending::Finished | Ending::TargetReached);
+            if done && !config.train.fill_mask.is_empty() {
+                fill_mask::answer_all(&outcome.run.join("model"), &config.train.fill_mask, out)?;
+            }
             // Before the others may end: who has started all may end this one then.
             out.flush()?;
         }

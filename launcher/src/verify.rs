@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 /// Prints one line for each comparison; the code is 1 where a limit is exceeded.
 pub fn run(args: &VerifyArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
+    crate::start_threads(0)?;
     let gpu = match args.device {
         VerifyDevice::Cpu => None,
         VerifyDevice::Cuda => Some(Device::open(0)?),

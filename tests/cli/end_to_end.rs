@@ -124,7 +124,7 @@ fn a_single_document_is_said_to_be_one() {
         place.line(&format!("prepare --input book.txt --vocab vocab.txt --out data{option} {option}"))
     };
     place.write("book.txt", super::corpus(60).replace("\n\n", "\n"));
-    assert!(one("").done().contains("the input is one document"));
+    assert!(one("").done().contains("the text to train on is one document"));
     assert!(!one("--no-nsp").done().contains("one document"));
     assert!(
         !place.line("prepare --input text.txt --vocab vocab.txt --out many").done().contains("one document")

@@ -3,15 +3,19 @@
 mod bad_input;
 mod batches;
 mod cased;
+mod data_truth;
 mod end_to_end;
 mod import;
 mod import_model;
 pub mod mlperf;
 mod mlperf_data;
+mod nonsense;
+mod overwrite;
 mod parts;
 mod plan;
 mod sharing;
 mod signals;
+mod text_input;
 mod usage;
 
 use std::fmt::Write;

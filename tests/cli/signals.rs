@@ -4,6 +4,7 @@ use super::{Ran, Workplace};
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 /// Runs a command, sends the signals one after another once it has trained a step, and waits.
 pub fn signalled(place: &Workplace, line: &str, signals: &[&str]) -> Ran {
@@ -37,7 +38,7 @@ fn each_signal_ends_training_with_a_checkpoint_and_its_own_code() {
             format!("--config tiny.toml --run {signal} --steps 100000000 --set train.checkpoint_every=0");
         let ran = signalled(&place, &line, &[signal]);
         assert_eq!(ran.code, Some(code), "{}\n{}", ran.stdout, ran.stderr);
-        assert!(ran.stderr.contains(&format!("SIG{signal}: ending after this step")), "{}", ran.stderr);
+        assert!(ran.stderr.contains(&format!("SIG{signal}: ending with a checkpoint")), "{}", ran.stderr);
         let checkpoints = fs::read_dir(place.path(signal).join("checkpoints")).unwrap().count();
         assert_eq!(checkpoints, 1, "after SIG{signal}");
     }
@@ -72,15 +73,55 @@ fn a_signal_that_was_ignored_from_the_start_stays_ignored() {
     assert!(place.path("run/model/model.safetensors").is_file());
 }
 
+/// A step of a minute or more: many small parts.
+const LONG: &str = "--config tiny.toml --steps 100 --set train.batch_sequences=20000 --set train.accumulation=2500 \
+                    --set model.layers=4 --set model.hidden=256 --set model.intermediate=1024";
+
+/// Starts a run whose first step takes long, and sends it signals in the middle of it, all before it can answer the first.
+fn in_a_long_step(place: &Workplace, line: &str, signals: &[&str]) -> Ran {
+    let log = || fs::read_to_string(place.path("run/mllog.txt")).unwrap_or_default();
+    let runs = || log().matches("\"run_start\"").count();
+    let before = runs();
+    let args: Vec<&str> = line.split_whitespace().collect();
+    let mut child = place.interruptible(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // From here on a signal asks for a checkpoint.
+    while runs() == before {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before its first step");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    for signal in ["STOP"].iter().chain(signals).chain(&["CONT"]) {
+        Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
+    }
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Ran { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
 #[test]
-fn a_second_signal_does_not_wait_for_the_step() {
+fn a_signal_does_not_wait_for_a_long_step_which_the_resumed_run_takes_again() {
     let place = Workplace::with_corpus();
-    // many small parts make a step of a second or more
-    let line = "--config tiny.toml --steps 100 --set train.batch_sequences=40000 --set train.accumulation=5000 \
-                --set train.log_every=1";
-    let ran = signalled(&place, line, &["INT", "INT"]);
+    let ran = in_a_long_step(&place, LONG, &["TERM"]);
+    assert_eq!(ran.code, Some(143), "{}\n{}", ran.stdout, ran.stderr);
+    // Had it waited for the step, the checkpoint were that of step 1.
+    assert!(ran.stderr.contains("step 1 was under way and is dropped"), "{}", ran.stderr);
+    assert!(ran.stdout.contains("after step 0;") && place.path("run/checkpoints/step-00000000").is_dir());
+    let ran = in_a_long_step(&place, &format!("{LONG} --resume"), &["INT"]);
     assert_eq!(ran.code, Some(130), "{}\n{}", ran.stdout, ran.stderr);
-    assert!(ran.stdout.is_empty() && !place.path("run/checkpoints").exists(), "{}", ran.stdout);
+    assert!(ran.stderr.contains("resumed from run/checkpoints/step-00000000"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_second_signal_ends_a_run_at_once() {
+    let place = Workplace::with_corpus();
+    // Its checkpoint, of 150 MB, takes longer than the answer to a second signal.
+    let line = format!("{LONG} --set model.hidden=512 --set model.heads=8 --set model.intermediate=2048");
+    let ran = in_a_long_step(&place, &line, &["INT", "TERM"]);
+    assert!(matches!(ran.code, Some(130 | 143)), "{:?}\n{}\n{}", ran.code, ran.stdout, ran.stderr);
+    let checkpoints = fs::read_dir(place.path("run/checkpoints")).into_iter().flatten();
+    let whole =
+        checkpoints.filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().starts_with("step-"));
+    assert!(ran.stdout.is_empty() && whole.count() == 0, "{}", ran.stdout);
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod mlperf;
 mod parity;
 mod predict;
 mod run;
+mod trainer;
 
 use crate::cli::{Ran, Workplace};
 use kernels::cuda::{Cuda, Device, Element, IMAGES, Image, Options};

@@ -113,10 +113,56 @@ fn a_signal_to_the_launcher_leaves_one_checkpoint_to_go_on_from() {
     send("TERM", job.pid());
     let (code, said) = job.end();
     assert_eq!(code, Some(143), "{said}");
-    assert_eq!(said.matches("ending after this step").count(), 1, "{said}");
+    assert_eq!(said.matches("ending with a checkpoint").count(), 1, "{said}");
     assert_eq!(fs::read_dir(place.path("parts/checkpoints")).unwrap().count(), 1);
     train(&place, "parts", "--steps 400 --processes 2 --resume").done();
     assert!(model(&place, "whole") == model(&place, "parts"));
+}
+
+/// All drop the step that is under way, also where only one of them gets the signal, and the others are in the middle of theirs.
+#[test]
+fn a_signal_to_any_process_ends_a_step_of_minutes_in_all() {
+    let place = place();
+    let long = "--steps 5 --set train.batch_sequences=40000 --set train.accumulation=4000 --set model.hidden=256 \
+                --set model.intermediate=1024 --set ranks.start_seconds=600";
+    for (run, worker, more) in [
+        ("launcher", None, ""),
+        ("first", Some(0), ""),
+        ("other", Some(1), ""),
+        ("clipped", Some(1), "--set ranks.clip=before"),
+    ] {
+        let mut job = Job::start(&place, run, &format!("{long} {more} --processes 2"));
+        job.wait_for("held out");
+        let log = place.path(run).join("mllog.txt");
+        while !fs::read_to_string(&log).unwrap().contains("\"run_start\"") {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        send("TERM", worker.map_or(job.pid(), |rank| job.workers()[rank]));
+        let (code, said) = job.end();
+        assert_eq!(code, Some(143), "{run}: {said}");
+        assert_eq!(said.matches("step 1 was under way and is dropped").count(), 1, "{run}: {said}");
+        assert!(place.path(run).join("checkpoints/step-00000000").is_dir(), "{run}: {said}");
+    }
+}
+
+#[test]
+fn a_signal_ends_an_evaluation_of_all_processes() {
+    let place = place();
+    place.write("long.txt", crate::cli::corpus(60_000));
+    place
+        .line(
+            "prepare --input long.txt --vocab vocab.txt --out long --max-seq-length 32 --eval-fraction 0.95",
+        )
+        .done();
+    let line = "--data long --steps 2 --set train.eval_every=7 --set model.hidden=128 --set model.intermediate=512 \
+                --processes 2";
+    let mut job = Job::start(&place, "parts", line);
+    job.wait_for("step 1/2");
+    send("TERM", job.workers()[1]);
+    let (code, said) = job.end();
+    assert_eq!(code, Some(143), "{said}");
+    assert!(!said.contains("held-out text after step"), "{said}");
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod mpirun;
 mod mpirun_faults;
 mod numbers;
 mod refusals;
+mod strangers;
 
 use crate::cli::{Ran, Workplace};
 use std::path::Path;

@@ -92,7 +92,7 @@ fn a_signal_to_mpirun_leaves_one_checkpoint_to_go_on_from() {
     send("TERM", job.pid());
     let (code, said) = job.end();
     assert!(code.is_some_and(|code| code != 0) && errors(&said).is_empty(), "{code:?}\n{said}");
-    assert_eq!(said.matches("ending after this step").count(), 1, "{said}");
+    assert_eq!(said.matches("ending with a checkpoint").count(), 1, "{said}");
     assert_eq!(fs::read_dir(place.path("parts/checkpoints")).unwrap().count(), 1, "{said}");
     train(&place, "parts", "--steps 400 --processes 4 --resume").done();
     assert!(model(&place, "whole") == model(&place, "parts"));

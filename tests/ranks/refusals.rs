@@ -10,18 +10,18 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 
 /// One rank of several: its program, its folder and its options.
-struct Rank {
-    program: PathBuf,
-    folder: PathBuf,
-    options: &'static str,
+pub(super) struct Rank {
+    pub(super) program: PathBuf,
+    pub(super) folder: PathBuf,
+    pub(super) options: &'static str,
 }
 
 impl Rank {
-    fn new(place: &Workplace) -> Self {
+    pub(super) fn new(place: &Workplace) -> Self {
         Self { program: env!("CARGO_BIN_EXE_launcher").into(), folder: place.path(""), options: "" }
     }
 
-    fn command(&self, config: &Path, rank: usize, world: usize, port: u16) -> Command {
+    pub(super) fn command(&self, config: &Path, rank: usize, world: usize, port: u16) -> Command {
         let mut command = Command::new(&self.program);
         command.arg("--config").arg(config).args(["--device", "cpu"]).args(self.options.split_whitespace());
         command.current_dir(&self.folder).stdin(Stdio::null()).env_remove("RUST_LOG");
@@ -38,7 +38,7 @@ impl Rank {
 }
 
 /// Not one that the system gives to whoever asks for any, which may happen before rank 0 listens.
-fn free_port() -> u16 {
+pub(super) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let own = (std::process::id() % 100) as u16 * 100;
     let ports = std::iter::repeat_with(|| 10_000 + own + NEXT.fetch_add(1, Ordering::Relaxed) % 100);

@@ -4,7 +4,9 @@ mod crash_points;
 mod damage;
 mod disk;
 mod kill;
+mod limits;
 mod nonfinite;
+mod shortened;
 
 use crate::cli::{Ran, Workplace, files};
 use serde_json::Value;

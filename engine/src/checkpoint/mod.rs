@@ -10,6 +10,7 @@
 
 pub mod hf;
 pub mod import;
+mod shards;
 pub(crate) mod staging;
 mod tensor_file;
 mod train_state;
@@ -20,6 +21,7 @@ pub use train_state::TrainState;
 use crate::config::ModelConfig;
 use crate::error::{During, Error, Result};
 use crate::table::{Tensor, TensorTable};
+use kernels::cpu::memory::zeros;
 use safetensors::Dtype;
 use staging::{REPLACED, Staging, discard, read_small, recover, write_file};
 use std::collections::{BTreeMap, HashMap};
@@ -108,7 +110,7 @@ pub fn read_state(path: &Path) -> Result<TrainState> {
 /// Reads and verifies one checkpoint of a model.
 ///
 /// # Errors
-/// Names the file and what is wrong with it: missing, cut short, changed, or of another model.
+/// Names the file and what is wrong with it: missing, cut short, changed, of another model, or not finite.
 pub fn load(path: &Path, model: &ModelConfig, table: &TensorTable) -> Result<Checkpoint> {
     let manifest = Manifest::read(path)?;
     let promised = |name: &str| {
@@ -122,10 +124,18 @@ pub fn load(path: &Path, model: &ModelConfig, table: &TensorTable) -> Result<Che
     verify(&config, &Digest::of(&bytes), promised(CONFIG)?)?;
     hf::config::parse(&config, &bytes)?.same_model(&config, model)?;
 
-    let (mut weights, mut m, mut v) = (vec![0.0; table.len], vec![0.0; table.len], vec![0.0; table.len]);
+    let [mut weights, mut m, mut v] =
+        [zeros("weights", table.len)?, zeros("moments", table.len)?, zeros("moments", table.len)?];
     read_tables(&path.join(MODEL), promised(MODEL)?, table, &mut [("", &mut weights)])?;
     let mut moments = [(FIRST_MOMENT, m.as_mut_slice()), (SECOND_MOMENT, v.as_mut_slice())];
     read_tables(&path.join(OPTIMIZER), promised(OPTIMIZER)?, table, &mut moments)?;
+    for (file, numbers) in [(MODEL, &weights), (OPTIMIZER, &m), (OPTIMIZER, &v)] {
+        let broken = |t: &&Tensor| numbers[t.range()].iter().any(|x| !x.is_finite());
+        if let Some(tensor) = table.tensors.iter().find(broken) {
+            let what = format!("holds a value of {} that is not finite; use another checkpoint", tensor.name);
+            return Err(Error::file(path.join(file), what));
+        }
+    }
     Ok(Checkpoint { path: path.to_owned(), state: manifest.state, weights, m, v })
 }
 
@@ -250,7 +260,7 @@ pub fn latest(
     if !folder.exists() {
         return Ok(None);
     }
-    recover(&folder)?;
+    recover(&folder, STEP)?;
     let mut refused: Vec<(PathBuf, Error)> = Vec::new();
     for (step, path) in list(run)?.into_iter().rev() {
         let loaded = load(&path, model, table).and_then(|c| match c.state.step {

@@ -1,6 +1,8 @@
 //! Folders that appear whole or not at all: written beside their place, synced, then renamed.
 
 use crate::error::{During, Error, Result};
+use crate::files::{behind_link, parent, read_up_to};
+use crate::lock::FolderLock;
 use serde::{Deserialize, Serialize};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -64,9 +66,14 @@ pub(super) struct HashedFile {
 }
 
 impl HashedFile {
+    /// Creates a file that is not there yet: whatever has its name, a link say, stays as it is.
     pub(super) fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path).during("cannot create", path)?;
-        Ok(Self { file, path: path.to_owned(), hash: Box::default(), bytes: 0 })
+        File::create_new(path).during("cannot create", path).map(|file| Self::of(file, path))
+    }
+
+    /// A file that is open for writing, and what messages call it.
+    pub(super) fn of(file: File, path: &Path) -> Self {
+        Self { file, path: path.to_owned(), hash: Box::default(), bytes: 0 }
     }
 
     /// Writes through to the file; callers hand over large pieces.
@@ -104,7 +111,7 @@ pub(super) fn read_small(path: &Path, limit: u64) -> Result<Vec<u8>> {
             format!("holds {size} bytes, at most {limit} are expected: not this kind of file; restore it"),
         ));
     }
-    fs::read(path).during("cannot read", path)
+    read_up_to(path, limit, "cannot read")
 }
 
 /// Makes a folder's entries durable. File systems that cannot sync a folder keep them in order by themselves.
@@ -113,14 +120,6 @@ fn sync_folder(path: &Path) -> Result<()> {
     match synced {
         Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
         other => other.during("cannot sync", path),
-    }
-}
-
-/// The folder that holds `path`.
-fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
     }
 }
 
@@ -141,6 +140,20 @@ fn remove(path: &Path) -> Result<()> {
     removed.during("cannot remove", path)
 }
 
+/// Removes a folder in which nothing but files of these names lies.
+fn remove_own(folder: &Path, files: &[&str]) -> Result<()> {
+    for entry in fs::read_dir(folder).during("cannot list the folder", folder)? {
+        let entry = entry.during("cannot list the folder", folder)?;
+        let name = entry.file_name();
+        if !files.iter().any(|file| name == *file) {
+            let name = name.to_string_lossy();
+            return Err(Error::file(folder, format!("holds `{name}` and is in the way; move it away")));
+        }
+        fs::remove_file(entry.path()).during("cannot remove", &entry.path())?;
+    }
+    fs::remove_dir(folder).during("cannot remove", folder)
+}
+
 fn exists(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
@@ -150,12 +163,48 @@ pub(super) struct Staging {
     temporary: PathBuf,
     replaced: PathBuf,
     target: PathBuf,
-    committed: bool,
+    /// Whether `temporary` is this one's.
+    begun: bool,
+    /// Of a folder beside which others may lie; in its own folders a run has no rivals.
+    _lock: Option<FolderLock>,
 }
 
 impl Staging {
-    /// Starts a folder that will be `target`, and clears what a killed process left of an earlier attempt.
+    /// Starts a folder of a run that will be `target`, in place of what is there, and clears what a killed process left of
+    /// an earlier attempt.
     pub(super) fn new(target: &Path) -> Result<Self> {
+        let mut staging = Self::beside(target)?;
+        remove(&staging.temporary)?;
+        restore(&staging.replaced, target)?;
+        fs::create_dir(&staging.temporary).during("cannot create", &staging.temporary)?;
+        staging.begun = true;
+        Ok(staging)
+    }
+
+    /// Starts a folder anywhere that will be `target`, where nothing is or an empty folder. Of what a killed process left
+    /// of an earlier attempt, only files of these names are removed.
+    pub(super) fn fresh(target: &Path, files: &[&str]) -> Result<Self> {
+        let mut staging = Self::beside(&behind_link(target))?;
+        let temporary = &staging.temporary;
+        if let Err(e) = fs::create_dir(temporary) {
+            if e.kind() != io::ErrorKind::AlreadyExists {
+                return Err(e).during("cannot create", temporary);
+            }
+            let left = FolderLock::take(temporary).during("cannot open the folder", temporary)?;
+            let Some(_left) = left else {
+                let what = "another process is writing this folder; wait for it, or stop it";
+                return Err(Error::file(target, what));
+            };
+            remove_own(temporary, files)?;
+            fs::create_dir(temporary).during("cannot create", temporary)?;
+        }
+        staging.begun = true;
+        let temporary = &staging.temporary;
+        staging._lock = FolderLock::take(temporary).during("cannot open the folder", temporary)?;
+        Ok(staging)
+    }
+
+    fn beside(target: &Path) -> Result<Self> {
         let Some(name) = target.file_name() else {
             return Err(Error::file(
                 target,
@@ -167,21 +216,27 @@ impl Staging {
             fs::create_dir_all(holder).during("cannot create", holder)?;
             sync_folder(parent(holder))?;
         }
-        let staging = Self {
+        Ok(Self {
             temporary: beside(target, TEMPORARY, name),
             replaced: beside(target, REPLACED, name),
             target: target.to_owned(),
-            committed: false,
-        };
-        remove(&staging.temporary)?;
-        restore(&staging.replaced, target)?;
-        fs::create_dir(&staging.temporary).during("cannot create", &staging.temporary)?;
-        Ok(staging)
+            begun: false,
+            _lock: None,
+        })
     }
 
     /// Where to write.
     pub(super) fn path(&self) -> &Path {
         &self.temporary
+    }
+
+    /// Puts a [`Self::fresh`] folder in its place. The system refuses where that is not empty any more.
+    pub(super) fn commit_fresh(mut self) -> Result<PathBuf> {
+        sync_folder(&self.temporary)?;
+        fs::rename(&self.temporary, &self.target).during("cannot rename the new folder to", &self.target)?;
+        self.begun = false;
+        sync_folder(parent(&self.target))?;
+        Ok(std::mem::take(&mut self.target))
     }
 
     /// Puts the folder in its place. At any moment a kill leaves the old folder or the new one recoverable: see
@@ -195,7 +250,7 @@ impl Staging {
             restore(&self.replaced, &self.target)?;
             return Err(e).during("cannot rename", &self.temporary);
         }
-        self.committed = true;
+        self.begun = false;
         sync_folder(parent(&self.target))?;
         remove(&self.replaced)?;
         Ok(std::mem::take(&mut self.target))
@@ -204,7 +259,7 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if !self.committed {
+        if self.begun {
             // The error that brought us here is the one to report; the next attempt removes the rest.
             let _ = remove(&self.temporary);
         }
@@ -222,15 +277,16 @@ fn restore(replaced: &Path, target: &Path) -> Result<()> {
     fs::rename(replaced, target).during("cannot rename", replaced)
 }
 
-/// Clears what killed processes left in a folder of staged folders.
-pub(super) fn recover(folder: &Path) -> Result<()> {
+/// Clears what killed processes left in a folder of staged folders whose names begin with `own`.
+pub(super) fn recover(folder: &Path, own: &str) -> Result<()> {
     for entry in fs::read_dir(folder).during("cannot read", folder)? {
         let entry = entry.during("cannot read", folder)?;
         let name = entry.file_name();
         let Some(name) = name.to_str() else { continue };
-        if let Some(target) = name.strip_prefix(REPLACED) {
+        let target = |prefix| name.strip_prefix(prefix).filter(|target| target.starts_with(own));
+        if let Some(target) = target(REPLACED) {
             restore(&entry.path(), &folder.join(target))?;
-        } else if name.starts_with(TEMPORARY) || name.starts_with(REMOVED) {
+        } else if target(TEMPORARY).or(target(REMOVED)).is_some() {
             remove(&entry.path())?;
         }
     }
@@ -246,12 +302,13 @@ pub(super) fn discard(path: &Path) -> Result<()> {
     remove(&trash)
 }
 
-/// Writes a file beside its place and renames it there.
+/// Writes a file of a run beside its place and renames it there.
 pub(crate) fn replace_file(path: &Path, content: &[u8]) -> Result<()> {
     let Some(name) = path.file_name() else {
         return Err(Error::file(path, "is not the name of a file; name a file"));
     };
     let temporary = beside(path, TEMPORARY, name);
+    remove(&temporary)?;
     write_file(&temporary, content)?;
     fs::rename(&temporary, path).during("cannot rename", &temporary)?;
     sync_folder(parent(path))

@@ -109,6 +109,22 @@ impl TensorFile {
         Ok(Self { path: path.to_owned(), file, size, hash, entries, next: 0 })
     }
 
+    /// Where it lies.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where each tensor's elements begin, in bytes, in the order of `entries`.
+    pub(super) fn offsets(&self) -> Vec<u64> {
+        let mut offset = self.size - self.data_bytes();
+        let mut next = |entry: &Entry| {
+            let start = offset;
+            offset += entry.bytes as u64;
+            start
+        };
+        self.entries.iter().map(&mut next).collect()
+    }
+
     /// Bytes of all tensors together.
     pub(super) fn data_bytes(&self) -> u64 {
         self.entries.iter().map(|e| e.bytes as u64).sum()

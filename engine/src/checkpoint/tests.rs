@@ -38,6 +38,8 @@ fn state(step: u64) -> TrainState {
         tokens: 1000 * step,
         loader: LoaderState { epoch: 2, cursor: 7 * step },
         seed: u64::MAX,
+        optimizer: None,
+        skipped_in_a_row: 1,
         config_hash: "c0ffee".into(),
         data_hash: "da7a".into(),
         best_accuracy: Some(0.1 + 0.2),
@@ -278,10 +280,9 @@ fn a_save_that_fails_leaves_no_trace_and_the_earlier_checkpoints() {
 #[cfg(target_os = "linux")]
 #[test]
 fn a_full_disk_is_an_error_with_a_remedy() {
-    let run = Run::new(&[]);
-    let flat = numbers(&run.table, 1.0);
-    let error = tensor_file::write(Path::new("/dev/full"), ("format", "pt"), &views("", &run.table, &flat));
-    let error = error.unwrap_err().to_string();
+    let full = Path::new("/dev/full");
+    let file = std::fs::OpenOptions::new().write(true).open(full).unwrap();
+    let error = staging::HashedFile::of(file, full).write(b"weights").unwrap_err().to_string();
     assert!(error.contains("/dev/full: cannot write") && error.contains("free some space"), "{error}");
 }
 

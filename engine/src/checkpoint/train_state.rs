@@ -1,6 +1,7 @@
 //! state.json: where training stands, and the checksums that tell a whole checkpoint from a damaged one.
 
 use super::staging::{Digest, hex, read_small};
+use crate::config::OptimizerKind;
 use crate::data::LoaderState;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,9 @@ pub struct TrainState {
     pub updates: u64,
     /// Updates skipped because of a non-finite loss or gradient.
     pub skipped: u64,
+    /// The last so many steps were skipped, one after another.
+    #[serde(default)]
+    pub skipped_in_a_row: u64,
     /// Sequences trained on.
     pub samples: u64,
     /// Tokens trained on.
@@ -36,6 +40,9 @@ pub struct TrainState {
     pub loader: LoaderState,
     /// The run's seed.
     pub seed: u64,
+    /// Which optimizer the moments are of; none in a checkpoint of an older program.
+    #[serde(default)]
+    pub optimizer: Option<OptimizerKind>,
     /// Hash of the resolved configuration.
     pub config_hash: String,
     /// Hash of the data's manifest.

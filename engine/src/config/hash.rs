@@ -1,5 +1,5 @@
-//! The part of a configuration that defines the weights a run ends with, for telling whether a run folder belongs
-//! to another configuration.
+//! The part of a configuration that defines the weights a run ends with, for telling whether processes, or a checkpoint and
+//! a run folder, have the same.
 
 use super::Config;
 use sha2::{Digest, Sha256};
@@ -9,29 +9,39 @@ use sha2::{Digest, Sha256};
 /// decides whether a run goes on at all: one that stopped must be able to resume with `skip`.
 const SECTIONS: [&str; 3] = ["model", "optimizer", "schedule"];
 const TRAIN: [&str; 5] = ["seed", "steps", "batch_sequences", "batch_tokens", "accumulation"];
+/// Keys of these sections that did not exist when the first checkpoints were written. At its default such a key is left
+/// out of the hash, so that checkpoints written before it existed still belong to their configuration.
+const ADDED_LATER: [&str; 9] = [
+    "data.prepare.alphabet_limit",
+    "data.prepare.whole_word_masking",
+    "model.resize_vocab",
+    "model.extend_positions",
+    "data.prepare.text_field",
+    "data.prepare.skip_bad",
+    "data.prepare.lowercase",
+    "data.prepare.strip_accents",
+    "data.prepare.tokenize_chinese_chars",
+];
 
 impl Config {
     /// SHA-256, in hexadecimal, of everything that defines the result of training: two configurations of one hash
     /// end with the same weights on the same data, wherever they run and whatever they log.
     pub fn hash(&self) -> String {
-        let lines: Vec<String> =
-            self.defining().iter().map(|(key, value)| format!("{key} = {value}\n")).collect();
+        let defaults = Self::default().defining();
+        let counts = |(own, default): &(&(String, String), &(String, String))| {
+            own != default || !ADDED_LATER.contains(&own.0.as_str())
+        };
+        let own = self.defining();
+        let lines: Vec<String> = own
+            .iter()
+            .zip(&defaults)
+            .filter(counts)
+            .map(|((key, value), _)| format!("{key} = {value}\n"))
+            .collect();
         Sha256::digest(lines.concat()).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// The first key that defines the result and differs, with this value and the other's.
-    pub fn difference(&self, other: &Self) -> Option<(String, String, String)> {
-        let (ours, theirs) = (self.defining(), other.defining());
-        let value = |keys: &[(String, String)], key: &str| {
-            keys.iter().find(|(k, _)| k == key).map_or("null".to_owned(), |(_, value)| value.clone())
-        };
-        let mut keys = ours.iter().chain(&theirs).map(|(key, _)| key);
-        let key = keys.find(|key| value(&ours, key) != value(&theirs, key))?;
-        Some((key.clone(), value(&ours, key), value(&theirs, key)))
-    }
-
-    /// Defining keys and their values as JSON, always in the same order. Optional keys of later versions are there where
-    /// they are given, so that a configuration without them keeps its hash.
+    /// Defining keys and their values as JSON, always all and in the same order.
     fn defining(&self) -> Vec<(String, String)> {
         // a configuration holds numbers, texts and paths; a path that is not UTF-8 does not validate
         let json = serde_json::to_value(self).unwrap_or_default();

@@ -4,7 +4,7 @@
 //! relative to the current directory, not to the file's.
 
 use super::{Config, PrepareConfig, Preset, Recipe};
-use crate::error::During;
+use crate::files::{WRITTEN_BY_HAND, read_up_to};
 use crate::{Error, Result};
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
@@ -48,9 +48,11 @@ impl Config {
         toml::to_string(self).map_err(|e| Error::config("config", one_line(&e.to_string())))
     }
 
-    /// Reads back what [`Self::to_toml`] wrote.
+    /// Reads back what [`Self::to_toml`] wrote; by way of a table, as [`Self::load`] does, so that the code that fills the
+    /// structs is compiled once.
     pub(crate) fn from_toml(text: &str) -> Result<Self> {
-        toml::from_str(text).map_err(|e| Error::config("config", one_line(&e.to_string())))
+        let table = toml::from_str(text).map(Value::Table);
+        table.and_then(Value::try_into).map_err(|e| Error::config("config", one_line(&e.to_string())))
     }
 }
 
@@ -61,14 +63,9 @@ struct Keys {
 }
 
 impl Keys {
-    /// Derived from the default configuration. JSON keeps what TOML omits: optional fields that are none, but for those
-    /// that came later, which are left out where they are not given so that files and hashes stay what they were.
+    /// Derived from the default configuration. JSON keeps what TOML omits: optional fields that are none.
     fn new() -> Result<Self> {
-        let mut all = Config::default();
-        let given = Some(true);
-        let prepare = &mut all.data.prepare;
-        (prepare.lowercase, prepare.strip_accents, prepare.tokenize_chinese_chars) = (given, given, given);
-        let json = serde_json::to_value(all)
+        let json = serde_json::to_value(Config::default())
             .map_err(|e| Error::config("config", format!("cannot list the known keys: {e}")))?;
         let mut keys = Self { leaves: vec![PRESET.to_owned()], sections: Vec::new() };
         keys.collect("", &json);
@@ -126,7 +123,7 @@ impl Keys {
 }
 
 /// Where a setting came from.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 enum Origin {
     File { path: PathBuf, line: usize },
     Override,
@@ -138,6 +135,48 @@ impl Origin {
         match self {
             Self::File { path, line } => Error::file(path, format!("line {line}: {key}: {what}")),
             Self::Override => Error::config(key, what),
+        }
+    }
+}
+
+/// Which keys a file or an override gave, so that what was asked for can be told from a default. `model.preset` gives
+/// [`Preset::SIZES`]. It is no setting: configurations that differ in nothing else are equal.
+#[derive(Debug, Clone, Default)]
+pub struct Given(BTreeMap<String, (String, Origin)>);
+
+impl PartialEq for Given {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Given {
+    fn of(settings: &Settings) -> Self {
+        let mut given = BTreeMap::new();
+        for setting in settings.0.values().filter(|setting| setting.value.is_some()) {
+            let source = (setting.key.clone(), setting.origin.clone());
+            if setting.key == PRESET {
+                for name in Preset::SIZES {
+                    given.entry(format!("model.{name}")).or_insert(source.clone());
+                }
+            } else {
+                given.insert(setting.key.clone(), source);
+            }
+        }
+        Self(given)
+    }
+
+    /// Whether the key was given.
+    pub fn has(&self, key: &str) -> bool {
+        self.0.contains_key(key)
+    }
+
+    /// An error about the value of a key, at the place that gave it. `what` begins with the value.
+    pub(crate) fn error(&self, key: &str, what: String) -> Error {
+        match self.0.get(key) {
+            Some((source, origin)) if source != key => origin.error(source, format!("gives {key} = {what}")),
+            Some((_, origin)) => origin.error(key, what),
+            None => Error::config(key, what),
         }
     }
 }
@@ -171,6 +210,7 @@ impl Settings {
     }
 
     fn resolve(self) -> Result<Config> {
+        let given = Given::of(&self);
         let mut config = Config::default();
         if let Some(Setting { value: Some(preset), origin, .. }) = self.0.get(PRESET) {
             let preset = read_preset(preset).map_err(|what| origin.error(PRESET, what))?;
@@ -186,8 +226,9 @@ impl Settings {
             set(&mut table, &setting.key, setting.value.clone());
         }
         // each value was checked when it was read
-        let config: Config =
+        let mut config: Config =
             table.try_into().map_err(|e| Error::config("config", one_line(&e.to_string())))?;
+        config.given = given;
         config.validate().map_err(|e| self.locate(e))?;
         Ok(config)
     }
@@ -205,7 +246,7 @@ impl Settings {
 }
 
 fn read_file(path: &Path, keys: &Keys) -> Result<Vec<Setting>> {
-    let bytes = std::fs::read(path).during("cannot read the configuration", path)?;
+    let bytes = read_up_to(path, WRITTEN_BY_HAND, "cannot read the configuration")?;
     let text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Error::file(path, format!("byte {at} is not valid UTF-8; save the configuration as UTF-8 text"))
@@ -214,7 +255,13 @@ fn read_file(path: &Path, keys: &Keys) -> Result<Vec<Setting>> {
         |byte: usize| 1 + text.as_bytes()[..byte.min(text.len())].iter().filter(|&&b| b == b'\n').count();
     let syntax = |e: toml::de::Error| {
         let line = e.span().map_or(1, |span| line_of(span.start));
-        Error::file(path, format!("line {line}: not valid TOML: {}", one_line(e.message())))
+        let what = match e.message().contains("value was too large") {
+            true => {
+                format!("a number is too large; the largest one that a configuration holds is {}", i64::MAX)
+            }
+            false => format!("not valid TOML: {}", one_line(e.message())),
+        };
+        Error::file(path, format!("line {line}: {what}"))
     };
     let spans = DeTable::parse(&text).map_err(syntax)?;
     let values: Table = toml::from_str(&text).map_err(syntax)?;
@@ -309,6 +356,9 @@ fn read_preset(value: &Value) -> std::result::Result<Preset, String> {
 /// Turns serde's "invalid type: string "x", expected usize" into words that do not need Rust.
 fn explain(value: &Value, message: &str) -> String {
     let shown = one_line(&value.to_string());
+    if let Some(beyond) = value.as_str().and_then(beyond_toml) {
+        return beyond;
+    }
     let Some((_, expected)) = message.rsplit_once("expected ") else {
         return format!("{shown} cannot be used: {}", one_line(message));
     };
@@ -331,6 +381,22 @@ fn explain(value: &Value, message: &str) -> String {
         other => other,
     };
     format!("{shown} is not {expected}")
+}
+
+/// What is wrong with a whole number that TOML cannot hold, if the text is one.
+fn beyond_toml(text: &str) -> Option<String> {
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) || text.parse::<i64>().is_ok() {
+        return None;
+    }
+    Some(match text.starts_with('-') {
+        true => {
+            format!("{text} is too small; the smallest number that a configuration holds is {}", i64::MIN)
+        }
+        false => {
+            format!("{text} is too large; the largest number that a configuration holds is {}", i64::MAX)
+        }
+    })
 }
 
 fn join(at: &str, name: &str) -> String {

@@ -6,6 +6,8 @@ mod load;
 mod tests;
 mod validate;
 
+pub use load::Given;
+
 use kernels::backend::Gelu;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -26,6 +28,9 @@ pub struct Config {
     pub schedule: ScheduleConfig,
     /// Several processes.
     pub ranks: RanksConfig,
+    /// Which of the keys above were given; no key itself.
+    #[serde(skip)]
+    pub given: Given,
 }
 
 /// Published sizes: tiny 2x128, mini 4x256, small 4x512, medium 8x512 (Turc et al., 2019), base 12x768,
@@ -71,8 +76,34 @@ pub struct ModelConfig {
     pub layer_norm_eps: f64,
     /// Standard deviation of the initial weights.
     pub initializer_range: f64,
-    /// Start from this Hugging Face folder or checkpoint instead of random weights.
+    /// Start from this Hugging Face folder or checkpoint instead of random weights. The sizes are the model's; those given
+    /// must agree with them, except for fewer `max_positions`, which keep the first position embeddings.
     pub init_from: Option<PathBuf>,
+    /// With `init_from`: lets the vocabulary have more tokens than the model's, behind them, and says how their rows start.
+    pub resize_vocab: Option<NewRows>,
+    /// With `init_from`: lets `max_positions` be more than the model's, and says how the new position embeddings start.
+    pub extend_positions: Option<Extension>,
+}
+
+/// How the word embeddings and MLM biases of new tokens start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NewRows {
+    /// Each as the mean of the model's rows, so that a new token is as likely as an average one (Hewitt, 2021,
+    /// "Initializing New Word Embeddings for Pretrained Language Models").
+    Mean,
+    /// Drawn as for a new model, with `initializer_range` and `train.seed`; biases 0.
+    Random,
+}
+
+/// How position embeddings start that the model does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Extension {
+    /// The model's own, repeated from the first as often as needed (Beltagy et al., 2020, "Longformer", section 5).
+    Tile,
+    /// Drawn as for a new model, with `initializer_range` and `train.seed`.
+    Random,
 }
 
 /// Where the data lies. If `dir` holds no manifest and `prepare.input` is given, the data is prepared there first.
@@ -93,20 +124,24 @@ pub struct PrepareConfig {
     pub recipe: Recipe,
     /// Files or folders.
     pub input: Vec<PathBuf>,
+    /// Field of JSON Lines and Parquet that holds the text, names within names separated by dots; `text` if none is
+    /// given. CSV and TSV are read only with one.
+    pub text_field: Option<String>,
+    /// Leave bad rows out and count them, instead of ending at the first.
+    pub skip_bad: bool,
     /// vocab.txt, a tokenizer.json or a model's folder; or else `train_vocab`.
     pub vocab: Option<PathBuf>,
     /// Train a WordPiece vocabulary of this many tokens on the input.
     pub train_vocab: Option<usize>,
     /// Text becomes lower case; where it is not given, what the files beside the vocabulary say, or what its tokens tell. A
     /// vocabulary that is trained is uncased.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub lowercase: Option<bool>,
     /// Accents are removed; where it is not given, what the files beside the vocabulary say, or the value of `lowercase`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub strip_accents: Option<bool>,
     /// Each Chinese character is a word of its own; where it is not given, what the files beside the vocabulary say, or true.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenize_chinese_chars: Option<bool>,
+    /// Most characters of the alphabet of `train_vocab`, the most frequent ones; none for as many as there is room for.
+    pub alphabet_limit: Option<usize>,
     /// Tokens of the longest sequence, [CLS] and [SEP] included.
     pub max_seq_length: usize,
     /// What a line of plain text is.
@@ -115,6 +150,8 @@ pub struct PrepareConfig {
     pub nsp: bool,
     /// Masks drawn at load time, or stored.
     pub masking: Masking,
+    /// Predict all pieces of a word or none of them.
+    pub whole_word_masking: bool,
     /// How often each document is used, each time cut and masked anew.
     pub dupe_factor: usize,
     /// Share of tokens to predict.
@@ -199,11 +236,17 @@ pub struct TrainConfig {
     pub keep_checkpoints: usize,
     /// What a non-finite loss or gradient does.
     pub on_nonfinite: OnNonFinite,
+    /// With `on_nonfinite = "skip"`: the run ends after so many skipped steps in a row. A skipped step leaves the weights as
+    /// they are, so the next ones differ in text and dropout only: what fails on 20 batches in a row fails because of the
+    /// weights, and skipping cannot mend them.
+    pub nonfinite_limit: u64,
     /// CPU threads; 0 for all cores.
     pub threads: usize,
     /// Activations that are computed twice instead of kept: those of `none`, or of each `layer`. The results are the same
     /// bits.
     pub recompute: Recompute,
+    /// Sentences with a [MASK], which the trained model answers when the run is done.
+    pub fill_mask: Vec<String>,
 }
 
 /// Which activations backward computes once more.
@@ -381,6 +424,9 @@ mod gelu_name {
 }
 
 impl Preset {
+    /// Keys of the model that a preset gives.
+    pub const SIZES: [&str; 4] = ["layers", "hidden", "heads", "intermediate"];
+
     /// The preset's model; the vocabulary's size is left open.
     pub fn model(self) -> ModelConfig {
         let (layers, hidden) = match self {
@@ -405,6 +451,8 @@ impl Preset {
             layer_norm_eps: 1e-12,
             initializer_range: 0.02,
             init_from: None,
+            resize_vocab: None,
+            extend_positions: None,
         }
     }
 }
@@ -422,6 +470,11 @@ impl Default for DataConfig {
 }
 
 impl PrepareConfig {
+    /// The field that holds the text.
+    pub fn field(&self) -> &str {
+        self.text_field.as_deref().unwrap_or("text")
+    }
+
     /// The defaults of a recipe. MLPerf's are those of its dataset: sequences of 512 tokens, 76 predictions, 10 masks of each
     /// document, stored, the seed 12345, and no text held out but that of `eval_input`.
     pub fn of(recipe: Recipe) -> Self {
@@ -440,15 +493,19 @@ impl Default for PrepareConfig {
         Self {
             recipe: Recipe::Standard,
             input: Vec::new(),
+            text_field: None,
+            skip_bad: false,
             vocab: None,
             train_vocab: None,
             lowercase: None,
             strip_accents: None,
             tokenize_chinese_chars: None,
+            alphabet_limit: None,
             max_seq_length: 512,
             split: Split::Lines,
             nsp: true,
             masking: Masking::Dynamic,
+            whole_word_masking: false,
             dupe_factor: 1,
             masked_lm_prob: 0.15,
             max_predictions: 76,
@@ -480,8 +537,10 @@ impl Default for TrainConfig {
             checkpoint_every: 500,
             keep_checkpoints: 2,
             on_nonfinite: OnNonFinite::Stop,
+            nonfinite_limit: 20,
             threads: 0,
             recompute: Recompute::None,
+            fill_mask: Vec::new(),
         }
     }
 }

@@ -20,6 +20,8 @@ const MAX_SEQ_LENGTH: usize = (1 << 16) - 1;
 const MAX_VOCAB: usize = 1 << 24;
 /// [PAD], [UNK], [CLS], [SEP], [MASK] and one token to learn.
 const MIN_VOCAB: usize = 6;
+/// Characters that a vocabulary may be limited to.
+const ALPHABET: RangeInclusive<usize> = 1..=1_000_000;
 /// Sizes of a vocabulary that is trained: fewer tokens cannot hold the letters.
 const TRAINED_VOCAB: RangeInclusive<usize> = 100..=1_000_000;
 /// Some text must remain to train on.
@@ -128,6 +130,17 @@ impl ModelConfig {
         share("model.attention_dropout", self.attention_dropout)?;
         positive("model.layer_norm_eps", self.layer_norm_eps)?;
         positive("model.initializer_range", self.initializer_range)?;
+        for (key, given) in [
+            ("model.resize_vocab", self.resize_vocab.is_some()),
+            ("model.extend_positions", self.extend_positions.is_some()),
+        ] {
+            if given && self.init_from.is_none() {
+                return wrong(
+                    key,
+                    "changes a model that is there; name it with model.init_from, or leave it out",
+                );
+            }
+        }
         self.init_from.as_deref().map_or(Ok(()), |path| path_ok("model.init_from", path))
     }
 
@@ -204,7 +217,21 @@ impl PrepareConfig {
         if let Some(size) = self.train_vocab {
             within("data.prepare.train_vocab", size, TRAINED_VOCAB)?;
         }
+        if let Some(limit) = self.alphabet_limit {
+            within("data.prepare.alphabet_limit", limit, ALPHABET)?;
+            if self.train_vocab.is_none() {
+                return wrong(
+                    "data.prepare.alphabet_limit",
+                    format!(
+                        "{limit} is for a vocabulary that is trained; give data.prepare.train_vocab, or leave this out"
+                    ),
+                );
+            }
+        }
         within("data.prepare.eval_records", self.eval_records, 1..=MAX_EVAL_RECORDS)?;
+        if self.text_field.as_deref() == Some("") {
+            return wrong("data.prepare.text_field", "is empty; name the field that holds the text");
+        }
         self.check_recipe()
     }
 
@@ -229,11 +256,20 @@ impl PrepareConfig {
         if !self.nsp {
             return wrong("data.prepare.nsp", contradicts("false", "which makes sentence pairs"));
         }
+        if self.text_field.is_some() || self.skip_bad {
+            let key = if self.skip_bad { "skip_bad" } else { "text_field" };
+            let why = "which reads plain text and no rows";
+            return wrong(&format!("data.prepare.{key}"), contradicts("it", why));
+        }
         if self.masking != Masking::Static {
             return wrong(
                 "data.prepare.masking",
                 contradicts("dynamic", "which stores the reference's masks"),
             );
+        }
+        if self.whole_word_masking {
+            let why = "whose reference tool masks single tokens";
+            return wrong("data.prepare.whole_word_masking", contradicts("true", why));
         }
         if self.eval_fraction != 0.0 {
             let why = "which holds out the text of data.prepare.eval_input and no other";
@@ -294,7 +330,11 @@ impl TrainConfig {
         }
         within("train.log_every", self.log_every, 1..=u64::MAX)?;
         within("train.keep_checkpoints", self.keep_checkpoints, 1..=usize::MAX)?;
+        within("train.nonfinite_limit", self.nonfinite_limit, 1..=u64::MAX)?;
         within("train.threads", self.threads, 0..=MAX_THREADS)?;
+        if let Some(text) = self.fill_mask.iter().find(|text| !text.contains("[MASK]")) {
+            return wrong("train.fill_mask", format!("\"{text}\" holds no [MASK] for the model to answer"));
+        }
         match self.target_accuracy {
             Some(a) if !(a > 0.0 && a <= 1.0) => {
                 wrong("train.target_accuracy", format!("{a} must be above 0 and at most 1, as 0.72"))

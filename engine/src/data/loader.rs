@@ -13,13 +13,19 @@ use crate::data::shards::Dataset;
 use crate::data::{Batch, LoaderState, Sequence};
 use crate::error::{Error, Result};
 use dealing::deal;
+use kernels::limits;
 use kernels::philox::step_key;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// Batches ready ahead of the trainer.
 const PREFETCH: usize = 3;
+
+/// How often a wait for a batch looks whether it is to go on.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What a batch is and which part of it this process trains on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +47,7 @@ pub struct LoaderConfig {
 }
 
 /// One step's data.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GlobalBatch {
     /// This rank's micro-batches: at most `accumulation`, none of them empty. Empty if there are fewer sequences than
     /// ranks.
@@ -61,6 +67,8 @@ pub struct GlobalBatch {
 /// An endless supply of batches.
 pub struct Loader {
     batches: Option<Receiver<Result<GlobalBatch>>>,
+    /// Nobody wants the batch that is being prepared.
+    ended: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -73,7 +81,8 @@ impl Loader {
     pub fn new(dataset: Arc<Dataset>, config: LoaderConfig, state: LoaderState) -> Result<Self> {
         check(&dataset, &config, state)?;
         let (send, batches) = sync_channel(PREFETCH);
-        let mut maker = Maker { masker: Masker::new(&dataset), dataset, config, state };
+        let ended = Arc::<AtomicBool>::default();
+        let mut maker = Maker { masker: Masker::new(&dataset), dataset, config, state, ended: ended.clone() };
         let run = move || {
             loop {
                 let batch = maker.next();
@@ -86,8 +95,8 @@ impl Loader {
         let thread = std::thread::Builder::new()
             .name("loader".into())
             .spawn(run)
-            .map_err(|e| Error::Training(format!("cannot start the loader's thread: {e}")))?;
-        Ok(Self { batches: Some(batches), thread: Some(thread) })
+            .map_err(|e| Error::Training(limits::refused("the loader's thread", &e)))?;
+        Ok(Self { batches: Some(batches), ended, thread: Some(thread) })
     }
 
     /// The next batch.
@@ -96,14 +105,29 @@ impl Loader {
     /// A sequence of it is damaged.
     #[allow(clippy::should_implement_trait, reason = "never ends, and fails only once")]
     pub fn next(&mut self) -> Result<GlobalBatch> {
-        let batch = self.batches.as_ref().and_then(|batches| batches.recv().ok());
-        let ended = || Error::Training("the loader's thread ended; see the message above".into());
-        batch.unwrap_or_else(|| Err(ended()))
+        self.next_while(&|| true)
+    }
+
+    /// As [`Self::next`], while `goes_on` says so: a large batch, or one from a slow disk, takes long.
+    ///
+    /// # Errors
+    /// Those of [`Self::next`], and [`Error::Stopped`].
+    pub fn next_while(&mut self, goes_on: &dyn Fn() -> bool) -> Result<GlobalBatch> {
+        loop {
+            let batch = self.batches.as_ref().map(|batches| batches.recv_timeout(LOOK));
+            match batch {
+                Some(Ok(batch)) => return batch,
+                Some(Err(RecvTimeoutError::Timeout)) if goes_on() => {}
+                Some(Err(RecvTimeoutError::Timeout)) => return Err(Error::Stopped),
+                _ => return Err(Error::Training("the loader's thread ended; see the message above".into())),
+            }
+        }
     }
 }
 
 impl Drop for Loader {
     fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
         drop(self.batches.take()); // the thread's next send fails, and it ends
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -167,6 +191,7 @@ struct Maker {
     masker: Masker,
     config: LoaderConfig,
     state: LoaderState,
+    ended: Arc<AtomicBool>,
 }
 
 impl Maker {
@@ -183,6 +208,7 @@ impl Maker {
         let len = self.dataset.len() as u64;
         let mut order = Permutation::new(len, step_key(self.config.seed, self.state.epoch));
         loop {
+            self.go_on()?;
             let pick = (self.state.epoch, order.get(self.state.cursor) as usize);
             let sequence = self.dataset.get(pick.1)?;
             let tokens = sequence.tokens.len();
@@ -199,7 +225,7 @@ impl Maker {
             lengths.push(tokens as u32);
             batch.sequences += 1;
             batch.tokens += tokens;
-            batch.mlm_total += self.masker.count(&sequence);
+            batch.mlm_total += self.masker.count(&sequence, self.config.seed, pick.0, pick.1 as u64);
             batch.nsp_total += usize::from(sequence.nsp.is_some());
             self.state.cursor += 1;
             if self.state.cursor == len {
@@ -212,13 +238,19 @@ impl Maker {
         let slots: Vec<u32> =
             (0..picks.len() as u32).filter(|&slot| ranks[slot as usize] == self.config.rank).collect();
         batch.micro = self.micro_batches(&picks, &slots)?;
+        self.dataset.check_reads()?;
         Ok(batch)
+    }
+
+    fn go_on(&self) -> Result<()> {
+        if self.ended.load(Ordering::Relaxed) { Err(Error::Stopped) } else { Ok(()) }
     }
 
     /// Successive parts of this rank's sequences, those at `slots` of the global batch: of equal counts, or of about equal
     /// tokens for a token budget.
     fn micro_batches(&self, picks: &[Pick], slots: &[u32]) -> Result<Vec<Batch>> {
         let masked = |(epoch, i): Pick| {
+            self.go_on()?;
             Ok(self.masker.train(&self.dataset.get(i)?, self.config.seed, epoch, i as u64))
         };
         let sequences =
@@ -272,6 +304,7 @@ pub fn eval_batches(
                 Ok(masker.eval(&dataset.get(i)?, i as u64))
             };
             let batch = (first..last).map(masked).collect::<Result<Vec<Sequence>>>()?;
+            dataset.check_reads()?;
             Ok(Batch::pack(&batch, first as u32, max_positions as u32))
         });
     error.map(Err).into_iter().chain(batches)

@@ -9,6 +9,7 @@ mod permutation;
 mod pipeline;
 pub mod prepare;
 mod recipe;
+mod remarks;
 mod sentences;
 mod sequences;
 pub mod shards;
@@ -16,6 +17,7 @@ pub mod tokenize;
 pub mod vocab;
 
 pub use batch::{Batch, GroupedRows, Sequence};
+pub use input::{LeftOut, Omitted};
 pub use loader::{GlobalBatch, Loader, LoaderConfig};
 pub use shards::{Dataset, Manifest, SplitName};
 

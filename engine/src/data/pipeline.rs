@@ -1,8 +1,10 @@
 //! One reader, many workers, results in the reader's order, bounded memory.
 
 use crate::error::{Error, Result};
+use kernels::limits;
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::{Builder, Scope};
 
 /// Why a producer ended early.
 pub(crate) enum Stop {
@@ -73,7 +75,7 @@ impl Drop for StopOnDrop<'_> {
 /// between production and consumption stays within `budget`.
 ///
 /// # Errors
-/// The first one in the order of production, whatever the number of threads.
+/// The first one in the order of production, whatever the number of threads; a thread that the system refuses.
 pub(crate) fn ordered<T: Send, R: Send, W: FnMut(T) -> Result<R>>(
     threads: usize,
     budget: usize,
@@ -89,7 +91,7 @@ pub(crate) fn ordered<T: Send, R: Send, W: FnMut(T) -> Result<R>>(
         let _stop = StopOnDrop(&flow, true);
         let (flow, receive_job, worker) = (&flow, &receive_job, &worker);
         let failed = send_result.clone();
-        scope.spawn(move || {
+        start(scope, "the reader's thread", move || {
             let _stop = StopOnDrop(flow, false);
             let mut number = 0;
             let outcome = produce(&mut |job, cost| {
@@ -101,10 +103,11 @@ pub(crate) fn ordered<T: Send, R: Send, W: FnMut(T) -> Result<R>>(
                 // Where nobody receives any more, an earlier error is on its way.
                 let _ = failed.send((number, 0, Err(error)));
             }
-        });
-        for _ in 0..threads.max(1) {
+        })?;
+        for worker_number in 1..=threads.max(1) {
             let send_result = send_result.clone();
-            scope.spawn(move || {
+            let name = format!("worker {worker_number} of {threads}");
+            start(scope, &name, move || {
                 let _stop = StopOnDrop(flow, false);
                 let mut work = worker();
                 loop {
@@ -114,7 +117,7 @@ pub(crate) fn ordered<T: Send, R: Send, W: FnMut(T) -> Result<R>>(
                         return;
                     }
                 }
-            });
+            })?;
         }
         drop(send_result);
         let mut early = BTreeMap::new();
@@ -129,6 +132,16 @@ pub(crate) fn ordered<T: Send, R: Send, W: FnMut(T) -> Result<R>>(
         }
         Ok(())
     })
+}
+
+/// Where the system refuses a thread, those that run already end with the flow.
+fn start<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    what: &str,
+    f: impl FnOnce() + Send + 'scope,
+) -> Result<()> {
+    let started = Builder::new().spawn_scoped(scope, f);
+    started.map(drop).map_err(|e| Error::Training(limits::refused(what, &e)))
 }
 
 #[cfg(test)]

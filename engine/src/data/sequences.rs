@@ -14,11 +14,13 @@ pub(crate) struct Documents {
     documents: Vec<usize>,
     /// From this one on, documents only lend random next segments; none if there is no such number.
     guests: Option<usize>,
+    /// Whether the documents are parts of a single one, in order.
+    divided: bool,
 }
 
 impl Documents {
     pub fn new() -> Self {
-        Self { tokens: Vec::new(), sentences: vec![0], documents: vec![0], guests: None }
+        Self { tokens: Vec::new(), sentences: vec![0], documents: vec![0], guests: None, divided: false }
     }
 
     /// Makes a sentence of the tokens appended since the last one, if any. One of more than `longest` tokens, which
@@ -61,7 +63,7 @@ impl Documents {
         let parts = PARTS.min(sentences / SENTENCES);
         if self.len() == 1 && self.own() == 1 && parts > 1 {
             self.documents = (0..=parts).map(|i| i * sentences / parts).collect();
-            self.guests = None;
+            (self.guests, self.divided) = (None, true);
         }
     }
 
@@ -121,7 +123,7 @@ fn target_length(options: &PrepareConfig, stream: &mut Stream) -> usize {
 }
 
 /// [CLS] A [SEP] B [SEP]: half of the time B follows A, else it is from another document, and what would have followed
-/// is put back.
+/// is put back. Where there is no other text, B always follows.
 fn pairs(
     docs: &Documents,
     d: usize,
@@ -140,33 +142,66 @@ fn pairs(
         let count = end - first;
         let a_end = first + if count > 1 { stream.range(1, count as u32 - 1) as usize } else { 1 };
         let mut a = docs.span(first..a_end);
-        let random = count == 1 || stream.uniform() < 0.5;
-        let mut b = if random {
-            random_segment(docs, d, target.saturating_sub(a.len()), stream)
+        let random = if count == 1 || stream.uniform() < 0.5 {
+            random_segment(docs, d, first..a_end, target.saturating_sub(a.len()), stream)
         } else {
-            docs.span(a_end..end)
+            None
         };
-        truncate(&mut a, &mut b, options.max_seq_length - specials(true), stream);
-        emit(Pair { a, b: Some((b, random)) });
+        let (mut b, random) = match random {
+            Some(b) => (b, true),
+            None if a_end < sentences.end => {
+                end = end.max(a_end + 1);
+                (docs.span(a_end..end), false)
+            }
+            // A sentence with no other text: its first half is followed by its second.
+            None => {
+                let half = a.start + a.len() / 2;
+                (half..std::mem::replace(&mut a.end, half), false)
+            }
+        };
         first = if random { a_end } else { end };
+        truncate(&mut a, &mut b, options.max_seq_length - specials(true), stream);
+        // Only the half of a single token is empty.
+        if !a.is_empty() {
+            emit(Pair { a, b: Some((b, random)) });
+        }
     }
 }
 
-/// Sentences of another document (of the same one if there is no other), from a random one on, up to `length` tokens
-/// or as few more as the last sentence brings.
-fn random_segment(docs: &Documents, not: usize, length: usize, stream: &mut Stream) -> Range<usize> {
-    let mut d = not;
-    if docs.len() > 1 {
-        d = stream.below(docs.len() as u32 - 1) as usize;
-        d += usize::from(d >= not);
-    }
-    let sentences = docs.document(d);
-    let start = sentences.start + stream.below(sentences.len() as u32) as usize;
+/// Sentences of another document, from a random one on, up to `length` tokens or as few more as the last sentence brings.
+/// If there is no other document, they are of the same one, but neither of A, the sentences `a`, nor do they begin with what
+/// follows it; none if that leaves nothing.
+fn random_segment(
+    docs: &Documents,
+    not: usize,
+    a: Range<usize>,
+    length: usize,
+    stream: &mut Stream,
+) -> Option<Range<usize>> {
+    let (start, last) = if docs.len() > 1 {
+        let d = stream.below(docs.len() as u32 - 1) as usize;
+        let sentences = docs.document(d + usize::from(d >= not));
+        let start = sentences.start + stream.below(sentences.len() as u32) as usize;
+        // The next part of a divided document begins with what follows A; its middle does not.
+        let follows = docs.divided && start == a.end;
+        (start + if follows { sentences.len() / 2 } else { 0 }, sentences.end)
+    } else {
+        let sentences = docs.document(not);
+        let before = a.start - sentences.start;
+        let after = sentences.end.saturating_sub(a.end + 1);
+        if before + after == 0 {
+            return None;
+        }
+        match stream.below((before + after) as u32) as usize {
+            place if place < before => (sentences.start + place, a.start),
+            place => (a.end + 1 + place - before, sentences.end),
+        }
+    };
     let mut end = start + 1;
-    while end < sentences.end && docs.span(start..end).len() < length {
+    while end < last && docs.span(start..end).len() < length {
         end += 1;
     }
-    docs.span(start..end)
+    Some(docs.span(start..end))
 }
 
 /// Takes tokens from either end, at random, of the longer segment until both fit.
@@ -391,13 +426,73 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_single_document_meets_itself() {
+    /// A single document of sentences of these lengths, divided if it is long.
+    fn single(lengths: &[usize], longest: usize) -> Documents {
         let mut docs = Documents::new();
-        docs.tokens.extend([1, 2, 3]);
-        docs.end_sentence(10);
+        for &length in lengths {
+            docs.tokens.extend((0..length as u32).map(|_| 7));
+            docs.end_sentence(longest);
+        }
         docs.end_document();
-        let pairs = all(&docs, &PrepareConfig::default(), 1);
-        assert_eq!(pairs, [Pair { a: 0..3, b: Some((0..3, true)) }]);
+        docs.begin_guests();
+        docs.divide_a_single_one();
+        docs
+    }
+
+    #[test]
+    fn without_other_text_b_is_what_follows() {
+        for (lengths, want) in [
+            (&[3][..], vec![(0..1, 1..3)]),
+            (&[1], vec![]),
+            (&[4, 5], vec![(0..4, 4..9)]),
+            (&[200, 5], vec![(0..200, 200..205)]),
+        ] {
+            for seed in 0..20 {
+                let options = PrepareConfig { short_seq_prob: 0.0, ..PrepareConfig::default() };
+                let pairs = all(&single(lengths, 509), &options, seed);
+                let want: Vec<Pair> =
+                    want.iter().cloned().map(|(a, b)| Pair { a, b: Some((b, false)) }).collect();
+                assert_eq!(pairs, want, "{lengths:?}");
+            }
+        }
+    }
+
+    /// In the very order of the text, whatever parts it was divided into.
+    fn check_random(docs: &Documents, options: &PrepareConfig, seed: u64) -> usize {
+        let sentence_end = |token: usize| docs.sentences[docs.sentences.partition_point(|&s| s < token)];
+        let pairs = all(docs, options, seed);
+        for Pair { a, b } in &pairs {
+            let (b, random) = b.clone().unwrap();
+            assert!(!a.is_empty() && !b.is_empty() && (a.end <= b.start || b.end <= a.start), "{a:?} {b:?}");
+            // Truncation may have taken the end of A's last sentence.
+            assert!(!random || (b.start != a.end && b.start != sentence_end(a.end)), "{a:?} {b:?}");
+            assert!(random || b.start >= a.end);
+        }
+        pairs.iter().filter(|pair| pair.b.as_ref().is_some_and(|b| b.1)).count()
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_random_segment_follows_or_overlaps_within_one_document(
+            lengths in proptest::collection::vec(1usize..40, 1..140),
+            max_seq_length in 8usize..80,
+            seed: u64,
+        ) {
+            let options = PrepareConfig { max_seq_length, short_seq_prob: 0.3, ..PrepareConfig::default() };
+            let docs = single(&lengths, max_seq_length - 3);
+            let random = check_random(&docs, &options, seed);
+            // Half of the pairs are random, of which a text as long as this has many.
+            proptest::prop_assert!(random > 0 || docs.tokens.len() < 30 * max_seq_length);
+        }
+    }
+
+    #[test]
+    fn what_follows_across_the_parts_of_a_document_is_never_random() {
+        // Many uses of one text: a part's end meets the next part's beginning in some of them.
+        let docs = single(&[5; 64], 29);
+        assert_eq!(docs.len(), 2);
+        let options = PrepareConfig { max_seq_length: 32, ..PrepareConfig::default() };
+        let random: usize = (0..2000).map(|seed| check_random(&docs, &options, seed)).sum();
+        assert!(random > 10_000);
     }
 }

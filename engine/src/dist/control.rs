@@ -8,7 +8,7 @@ use crate::Error;
 use serde::{Deserialize, Serialize};
 use std::io::{BufReader, ErrorKind};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,8 @@ enum Message {
     Abort(String),
     /// A signal of this number ends the sender at once, and with it the job: no failure.
     Interrupted(i32),
+    /// A signal of this number asks for the end of the run, with a checkpoint.
+    Stop(i32),
     /// The sender has nothing left to do.
     Done,
 }
@@ -50,6 +52,8 @@ struct Shared {
     /// Nothing that happens from now on matters.
     over: AtomicBool,
     failed: AtomicBool,
+    /// The number of the signal that asks for the end of the run, whichever process got it; 0 without one.
+    stop: AtomicI32,
     /// Whether rank 0 has nothing left to do.
     first_done: Mutex<bool>,
     heard: Condvar,
@@ -95,6 +99,7 @@ impl Control {
             beats: Mutex::new(vec![Beat::default(); place.world]),
             over: AtomicBool::new(false),
             failed: AtomicBool::new(false),
+            stop: AtomicI32::new(0),
             first_done: Mutex::new(false),
             heard: Condvar::new(),
             limits,
@@ -173,6 +178,17 @@ impl Control {
         }
     }
 
+    /// Tells all processes that a signal asks for the end of the run: each may be in the middle of something that it need
+    /// not finish. Returns at once.
+    pub fn ask_to_stop(&self, signal: i32) {
+        self.shared.asked_to_stop(signal);
+    }
+
+    /// The signal that some process has got, as far as is known here; 0 without one.
+    pub fn signal(&self) -> i32 {
+        self.shared.stop.load(SeqCst)
+    }
+
     /// This process is done. All end when rank 0 has nothing left to do: who starts them may take one that ends before, by a
     /// signal say, as a reason to end the others.
     pub fn finish(&self) {
@@ -247,6 +263,13 @@ impl Shared {
         }
     }
 
+    /// Any rank tells rank 0, which tells all.
+    fn asked_to_stop(&self, signal: i32) {
+        if self.stop.swap(signal, SeqCst) == 0 {
+            self.send_all(&Message::Stop(signal));
+        }
+    }
+
     /// Something is wrong with another rank. Rank 0 ends the job; without it each ends by itself, and the first one speaks that
     /// is on another machine, if there is any: rank 0's may be lost as a whole.
     fn lost(&self, what: &str) {
@@ -314,6 +337,7 @@ impl Shared {
                 Ok(Some(Message::Failed(message))) => self.abort(&message),
                 Ok(Some(Message::Abort(message))) => self.fail(&message, false),
                 Ok(Some(Message::Interrupted(signal))) => self.interrupted(signal),
+                Ok(Some(Message::Stop(signal))) => self.asked_to_stop(signal),
                 Ok(Some(Message::Done)) => {
                     *lock(&self.first_done) |= rank == 0;
                     return self.heard.notify_all();

@@ -11,11 +11,12 @@ pub use activity::{Busy, Limits, Waiting};
 pub use buckets::Buckets;
 pub use control::{Control, End};
 pub use program::program;
-pub use rendezvous::{Address, Meeting, meet};
+pub use rendezvous::{Address, Meeting, meet, random};
 
 use crate::{Error, Result};
 use kernels::Backend;
 use kernels::collective::{Collective, Solo};
+use std::sync::atomic::{AtomicI32, Ordering};
 
 /// Where this process stands in its job.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,14 @@ impl Place {
     /// Words for messages: `rank 3 on node7`.
     pub fn name(&self) -> String {
         format!("rank {} on {}", self.rank, self.host)
+    }
+}
+
+/// A signal that this process has got, or that another one has told of.
+pub(crate) fn signal(own: &AtomicI32, control: Option<&Control>) -> i32 {
+    match own.load(Ordering::Relaxed) {
+        0 => control.map_or(0, Control::signal),
+        signal => signal,
     }
 }
 
@@ -77,6 +86,29 @@ impl<B: Backend> Group<B> {
     /// Until what is returned goes, this process may wait for the others.
     pub fn waits(&self) -> Option<Waiting> {
         self.control.as_ref().map(|control| Waiting::new(control.activity()))
+    }
+
+    /// The number of the signal that asks this process, whose own is `own`, or another one to end the run; 0 without one.
+    /// What other processes have got is known a moment later: they decide together in [`Self::agree_on_signal`].
+    pub fn signal(&self, own: &AtomicI32) -> i32 {
+        signal(own, self.control.as_ref())
+    }
+
+    /// Sums `numbers` over processes; a signal that any of them has got is the answer of all.
+    ///
+    /// # Errors
+    /// A process that is gone.
+    pub fn agree_on_signal(&mut self, own: &AtomicI32, numbers: &mut [f64]) -> Result<i32> {
+        let signal = self.signal(own);
+        if self.world() == 1 {
+            return Ok(signal);
+        }
+        // A mean over those that have got one: all have got the same.
+        let mut all = vec![f64::from(signal), f64::from(u8::from(signal != 0))];
+        all.extend_from_slice(numbers);
+        self.ranks.sum_host(&mut all)?;
+        numbers.copy_from_slice(&all[2..]);
+        Ok((all[0] / all[1].max(1.0)) as i32)
     }
 
     /// Bytes of rank 0, of any number, on all ranks.

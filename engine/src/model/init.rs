@@ -1,6 +1,8 @@
 //! Random starting weights.
 
+use crate::Result;
 use crate::table::{Init, Tensor, TensorTable};
+use kernels::cpu::memory::zeros;
 use kernels::philox::{INIT, Stream, step_key};
 use rayon::prelude::*;
 
@@ -8,10 +10,13 @@ use rayon::prelude::*;
 const CHUNK: usize = 1 << 16;
 
 /// All weights in table order, padding 0.
-pub fn weights(table: &TensorTable, deviation: f64, seed: u64) -> Vec<f32> {
-    let mut weights = vec![0.0; table.len];
+///
+/// # Errors
+/// Memory that does not suffice.
+pub fn weights(table: &TensorTable, deviation: f64, seed: u64) -> Result<Vec<f32>> {
+    let mut weights = zeros("the first weights", table.len)?;
     tensors(&mut weights, table, |_| true, deviation, seed);
-    weights
+    Ok(weights)
 }
 
 /// Draws those tensors whose name is `chosen`; the others keep their values.
@@ -62,7 +67,7 @@ mod tests {
     fn truncated_normal_has_its_moments_and_padding_stays_zero() {
         let config = ModelConfig { vocab_size: 1001, ..Preset::Tiny.model() };
         let table = TensorTable::new(&config);
-        let weights = weights(&table, 0.02, 7);
+        let weights = weights(&table, 0.02, 7).unwrap();
         let word = &weights[table.find("bert.embeddings.word_embeddings.weight").unwrap().range()];
         let mean = word.iter().sum::<f32>() / word.len() as f32;
         let variance = word.iter().map(|w| w * w).sum::<f32>() / word.len() as f32;
@@ -71,7 +76,7 @@ mod tests {
         assert!((variance.sqrt() / 0.02 - 0.8796).abs() < 5e-3, "{variance}");
         assert!(word.iter().all(|w| w.abs() <= 0.04));
         assert!(weights[1001 * 128..table.padded_vocab * 128].iter().all(|&w| w == 0.0));
-        assert_eq!(weights, super::weights(&table, 0.02, 7));
-        assert_ne!(weights, super::weights(&table, 0.02, 8));
+        assert_eq!(weights, super::weights(&table, 0.02, 7).unwrap());
+        assert_ne!(weights, super::weights(&table, 0.02, 8).unwrap());
     }
 }

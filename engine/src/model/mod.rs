@@ -4,6 +4,7 @@ mod embeddings;
 mod heads;
 pub mod init;
 mod layer;
+pub(crate) mod resize;
 mod sums;
 
 pub(crate) use sums::SUMS;
@@ -17,11 +18,19 @@ use crate::table::TensorTable;
 use crate::{Error, Result};
 use kernels::Scalar;
 use kernels::backend::{Accs, AttentionSize, Backend, Dropout, Indices};
+use kernels::cpu::memory::zeros;
 use kernels::philox::{self, DropoutRate, Site};
 
 /// Called after a stage of backward with the device, the stage's number and all gradients.
 pub type StageDone<'a, B> =
     dyn FnMut(&B, usize, &<B as Backend>::Mem<<B as Backend>::Acc>) -> Result<()> + 'a;
+
+/// Asked between parts of a pass whether it goes on. A signal may have come meanwhile.
+pub type GoesOn<'a> = &'a dyn Fn() -> bool;
+
+fn go_on(goes_on: GoesOn<'_>) -> Result<()> {
+    if goes_on() { Ok(()) } else { Err(Error::Stopped) }
+}
 
 /// A model on a device: weights and the activations of the batch it last saw.
 pub struct Bert<B: Backend> {
@@ -167,7 +176,7 @@ impl<B: Backend> Bert<B> {
 
     /// Initializes the weights: normal cut at two deviations, biases 0, layernorms 1 and 0; the same for one seed.
     pub fn init(&mut self, seed: u64) -> Result<()> {
-        let weights = init::weights(&self.table, self.config.initializer_range, seed);
+        let weights = init::weights(&self.table, self.config.initializer_range, seed)?;
         self.load_weights(&weights)
     }
 
@@ -189,14 +198,14 @@ impl<B: Backend> Bert<B> {
     /// All master weights, laid out as [`Self::table`] says, as far as this process has them: where several each update a part,
     /// [`crate::optim::Optimizer::weights`] has all.
     pub fn weights(&self) -> Result<Vec<B::Acc>> {
-        let mut host = vec![B::Acc::ZERO; self.table.len];
+        let mut host = zeros("a copy of the weights", self.table.len)?;
         self.backend.download(B::master(&self.weights, 0..self.table.len), &mut host)?;
         Ok(host)
     }
 
     /// All weights as products read them, in the type of the elements.
     pub fn rounded_weights(&self) -> Result<Vec<f64>> {
-        let mut host = vec![0.0; self.table.len];
+        let mut host = zeros("a copy of the weights", self.table.len)?;
         self.backend.download_elems(B::weight(&self.weights, 0..self.table.len), &mut host)?;
         Ok(host)
     }
@@ -209,9 +218,17 @@ impl<B: Backend> Bert<B> {
 
     /// Begins [`Self::evaluate`]; [`Self::read`] gives its result.
     pub fn evaluate_later(&mut self, batch: &Batch) -> Result<PendingSums<B>> {
+        self.evaluate_while(batch, &|| true)
+    }
+
+    /// As [`Self::evaluate_later`]; `goes_on` is asked before each layer.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] where it says no.
+    pub fn evaluate_while(&mut self, batch: &Batch, goes_on: GoesOn<'_>) -> Result<PendingSums<B>> {
         self.load(batch)?;
         self.clear_sums()?;
-        self.forward(None)?;
+        self.forward(None, goes_on)?;
         let Self { backend, config, table, weights, batches, acts, sums, .. } = self;
         let pass = Pass::new(backend, config, table, weights, batches.current(), None);
         heads::losses(&pass, &mut acts.heads, sums, None)?;
@@ -228,7 +245,7 @@ impl<B: Backend> Bert<B> {
     /// Logits [masked tokens, vocabulary] of a batch, without dropout.
     pub fn mlm_logits(&mut self, batch: &Batch) -> Result<Vec<f64>> {
         self.load(batch)?;
-        self.forward(None)?;
+        self.forward(None, &|| true)?;
         let (classes, stride) = (self.config.vocab_size, self.table.padded_vocab);
         let mut padded = vec![0.0; batch.mlm_rows.len() * stride];
         self.backend.download_elems(B::at(&self.acts.heads.logits, 0..padded.len()), &mut padded)?;
@@ -278,7 +295,7 @@ impl<B: Backend> Bert<B> {
         key: u64,
     ) -> Result<()> {
         self.bring(grads, batch)?;
-        self.train(grads, scale, key, &mut |_, _, _| Ok(()))
+        self.train(grads, scale, key, &|| true, &mut |_, _, _| Ok(()))
     }
 
     /// The first half of [`Self::forward_backward`]: brings the batch, and takes what memory it needs.
@@ -292,15 +309,19 @@ impl<B: Backend> Bert<B> {
     }
 
     /// The second half, which only queues ops. `done` is called after each stage of backward with the device, its number and
-    /// all gradients, of which those of [`crate::dist::Buckets`] are then complete.
+    /// all gradients, of which those of [`crate::dist::Buckets`] are then complete. `goes_on` is asked before each layer.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] where it says no: gradients and sums are then of no use, the weights are as they were.
     pub fn train(
         &mut self,
         grads: &mut Gradients<B>,
         scale: LossScale,
         key: u64,
+        goes_on: GoesOn<'_>,
         done: &mut StageDone<'_, B>,
     ) -> Result<()> {
-        self.forward(Some(key))?;
+        self.forward(Some(key), goes_on)?;
         let Self { backend, config, table, weights, batches, acts, sums, recompute, .. } = self;
         let pass = Pass::new(backend, config, table, weights, batches.current(), Some(key));
         heads::losses(&pass, &mut acts.heads, sums, Some(scale))?;
@@ -308,6 +329,7 @@ impl<B: Backend> Bert<B> {
         done(backend, 0, &grads.params)?;
         let layers = config.layers;
         for i in (0..layers).rev() {
+            go_on(goes_on)?;
             let kept = &mut acts.layers[recompute.set_of(i, layers)];
             let (before, after) = acts.hidden.split_at_mut(i + 1);
             if recompute.is_gone(i, layers) {
@@ -359,11 +381,12 @@ impl<B: Backend> Bert<B> {
     }
 
     /// Up to the logits of the batch at hand; with a key, with dropout.
-    fn forward(&mut self, key: Option<u64>) -> Result<()> {
+    fn forward(&mut self, key: Option<u64>, goes_on: GoesOn<'_>) -> Result<()> {
         let Self { backend, config, table, weights, batches, acts, recompute, .. } = self;
         let pass = Pass::new(backend, config, table, weights, batches.current(), key);
         embeddings::forward(&pass, &mut acts.embedding, &mut acts.hidden[0])?;
         for i in 0..config.layers {
+            go_on(goes_on)?;
             let (before, after) = acts.hidden.split_at_mut(i + 1);
             let kept = &mut acts.layers[recompute.set_of(i, config.layers)];
             layer::forward(&pass, i, kept, &before[i], &mut after[0])?;

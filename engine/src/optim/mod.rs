@@ -12,6 +12,7 @@ use kernels::backend::{
     Accs, Backend, OptimizerHyper, OptimizerStep, STRETCH, TensorSpan, lamb_sums, stretches,
 };
 use kernels::collective::{Collective, Division};
+use kernels::cpu::memory::zeros;
 use std::ops::Range;
 
 /// Moments and the rule that applies them: of all parameters, or of this rank's shard.
@@ -242,7 +243,7 @@ impl<B: Backend> Optimizer<B> {
         own: Accs<'_, B>,
         len: usize,
     ) -> Result<Vec<B::Acc>> {
-        let mut host = vec![B::Acc::ZERO; if ranks.rank() == 0 { len } else { 0 }];
+        let mut host = zeros("a copy of weights or moments", if ranks.rank() == 0 { len } else { 0 })?;
         match &self.division {
             Division::Sharded(shards) => ranks.gather_to_first(backend, own, shards, &mut host)?,
             Division::Replicated { .. } if ranks.rank() == 0 => backend.download(own, &mut host)?,

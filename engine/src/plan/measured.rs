@@ -2,7 +2,7 @@
 
 use super::cost::{GpuCost, Machine, Method, Sizes, slowest};
 use super::lengths::Lengths;
-use crate::error::During;
+use crate::files::{WRITTEN_BY_HAND, read_up_to};
 use crate::{Error, Result};
 use serde::Deserialize;
 use std::path::Path;
@@ -54,8 +54,8 @@ impl Measured {
     /// # Errors
     /// The file cannot be read, is no such object, or its numbers contradict each other.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).during("cannot read", path)?;
-        let step: StepFile = serde_json::from_str(&text).map_err(|e| {
+        let text = read_up_to(path, WRITTEN_BY_HAND, "cannot read")?;
+        let step: StepFile = serde_json::from_slice(&text).map_err(|e| {
             Error::file(
                 path,
                 format!("{e}; expected {{\"batch\": sequences, \"ms\": milliseconds, \"gpus\": number}}"),

@@ -44,6 +44,11 @@ td:first-child { color: var(--soft); width: 40%; }
 .key { display: inline-block; width: 1.4em; height: .2em; vertical-align: middle; margin: 0 .4em 0 1em; }
 ";
 
+/// With what every report begins; its title follows.
+pub(crate) const BEGINNING: &[u8] = BEGIN.as_bytes();
+const BEGIN: &str = "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n<meta name=\"viewport\" \
+                     content=\"width=device-width, initial-scale=1\"/>\n<title>";
+
 /// Writes the report from `metrics.jsonl` and the summary, in place of an earlier one.
 ///
 /// # Errors
@@ -125,9 +130,7 @@ fn page(records: &[Map<String, Value>], summary: &ReportSummary) -> Result<Strin
     }
     table(&mut body, "Settings", &summary.settings);
     Ok(format!(
-        "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\"/>\n<meta name=\"viewport\" \
-         content=\"width=device-width, initial-scale=1\"/>\n<title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n\
-         <body>\n{body}</body>\n</html>\n",
+        "{BEGIN}{}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n{body}</body>\n</html>\n",
         escape(&summary.title)
     ))
 }

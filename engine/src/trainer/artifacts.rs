@@ -1,5 +1,7 @@
 //! What a run writes: metrics, the MLLOG file, checkpoints, the exported model, the report.
 
+use super::evaluation::refuse_useless;
+use super::resume::history;
 use super::setup::Setup;
 use crate::checkpoint::{self, TrainState, hf};
 use crate::config::{Config, OptimizerKind};
@@ -20,7 +22,7 @@ pub struct Artifacts {
     files: Option<Files>,
     /// Whether run_stop is in the log.
     stopped: bool,
-    /// Newest records of this process.
+    /// Newest records of this process; of steps, those whose loss was finite.
     last_train: Option<TrainRecord>,
     pub last_eval: Option<EvalRecord>,
 }
@@ -74,7 +76,10 @@ impl Artifacts {
 
     pub fn train(&mut self, record: TrainRecord) -> Result<()> {
         self.files.as_mut().map_or(Ok(()), |files| files.metrics.train(&record))?;
-        self.last_train = Some(record);
+        // A skipped step's loss says nothing of the model.
+        if record.loss.is_finite() {
+            self.last_train = Some(record);
+        }
         Ok(())
     }
 
@@ -97,28 +102,47 @@ impl Artifacts {
     }
 
     /// Writes a checkpoint, whose weights and moments come from all processes, and removes those that need not be kept.
+    ///
+    /// # Errors
+    /// Weights or moments that are not finite, or weights that give no finite loss: earlier checkpoints stay.
     pub fn checkpoint<B: Backend<Acc = f32>>(
         &mut self,
         group: &mut Group<B>,
-        setup: &Setup<B>,
+        setup: &mut Setup<B>,
     ) -> Result<()> {
-        let Setup { config, bert, optimizer, state, .. } = setup;
+        [Some(&setup.train), setup.eval.as_ref()]
+            .into_iter()
+            .flatten()
+            .try_for_each(|data| data.check_files())?;
         let weights = setup.weights(group)?;
-        let broken = |t: &&Tensor| weights[t.range()].iter().any(|w| !w.is_finite());
-        if self.writes()
-            && let Some(tensor) = bert.table().tensors.iter().find(broken)
-        {
-            // A checkpoint of it would be worthless, and take the place of a good one.
-            let what = format!("step {}: {} is not finite after the update", state.step, tensor.name);
-            return Err(Error::Training(format!("{what}; {}", last_good(&config.train.run))));
+        if self.writes() {
+            let _busy = group.control.as_ref().map(Control::busy);
+            self.refuse_broken(setup, "", &weights)?;
+            // The evaluation after this very step has found its loss finite.
+            if self.last_eval.as_ref().is_none_or(|eval| eval.step != setup.state.step) {
+                refuse_useless(setup)?;
+            }
         }
+        let Setup { bert, optimizer, .. } = setup;
         let [m, v] = optimizer.moments(bert.backend(), group.ranks.as_mut(), bert.table().len)?;
         if !self.writes() {
             return Ok(());
         }
         let _busy = group.control.as_ref().map(Control::busy);
+        self.refuse_broken(setup, "the first moment of ", &m)?;
+        self.refuse_broken(setup, "the second moment of ", &v)?;
+        let Setup { config, bert, state, .. } = setup;
         checkpoint::save(&config.train.run, state, &config.model, bert.table(), &weights, &m, &v)?;
         self.prune(setup)
+    }
+
+    /// Refuses numbers that are not finite: a checkpoint of them would be worthless, and take the place of a good one.
+    fn refuse_broken<B: Backend>(&self, setup: &Setup<B>, what: &str, numbers: &[f32]) -> Result<()> {
+        let Setup { config, bert, state, .. } = setup;
+        let broken = |t: &&Tensor| numbers[t.range()].iter().any(|w| !w.is_finite());
+        let Some(tensor) = bert.table().tensors.iter().find(broken) else { return Ok(()) };
+        let what = format!("step {}: {what}{} is not finite after the update", state.step, tensor.name);
+        Err(Error::Training(format!("{what}; {}", last_good(&config.train.run, LOWER))))
     }
 
     /// Removes the checkpoints that need not be kept.
@@ -164,7 +188,7 @@ impl Artifacts {
                 title: format!("Training run {}", run.display()),
                 outcome: outcome.clone(),
                 results: self.results(setup),
-                settings: settings(config),
+                settings: settings(config, &history(run)),
                 unigram_entropy: Some(entropy),
                 target_accuracy: config.train.target_accuracy,
             },
@@ -195,12 +219,14 @@ impl Artifacts {
     }
 }
 
-/// What a run that cannot go on leaves, and what to do with it.
-pub fn last_good(run: &Path) -> String {
+/// What to do where weights have become too large.
+pub const LOWER: &str = "resume with a lower schedule.lr";
+
+/// What a run that cannot go on leaves, and what to do with it: `resume` says how to go on with it.
+pub fn last_good(run: &Path, resume: &str) -> String {
     match checkpoint::list(run).ok().and_then(|mut all| all.pop()) {
         Some((_, newest)) => format!(
-            "the last good checkpoint is kept in {}: resume with train.on_nonfinite = \"skip\", or start another run \
-             from it (model.init_from) with a lower schedule.lr",
+            "the last good checkpoint is kept in {}: {resume}, or start another run from it (model.init_from)",
             newest.display()
         ),
         None => "there is no checkpoint yet: start again with a lower schedule.lr".to_owned(),
@@ -246,7 +272,7 @@ pub fn log_settings(log: &mut MlLog, config: &Config, data: &Manifest) -> Result
 }
 
 /// The settings that a reader of the report wants to see first.
-fn settings(config: &Config) -> Vec<(String, String)> {
+fn settings(config: &Config, history: &str) -> Vec<(String, String)> {
     let Config { model: m, train: t, optimizer: o, schedule: s, data, .. } = config;
     let batch = match t.batch_sequences {
         0 => format!("{} tokens", t.batch_tokens),
@@ -264,5 +290,7 @@ fn settings(config: &Config) -> Vec<(String, String)> {
         ("learning rate", format!("{}, {:?}, {} steps of warmup", s.lr, s.kind, s.warmup_steps)),
     ]
     .map(|(key, value)| (key.to_owned(), value))
-    .to_vec()
+    .into_iter()
+    .chain(history.lines().map(|line| ("changed".to_owned(), line.trim_start_matches("# ").to_owned())))
+    .collect()
 }

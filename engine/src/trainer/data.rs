@@ -8,7 +8,6 @@ use crate::data::shards::{Dataset, SplitName, Verification};
 use crate::dist::{Control, Group};
 use kernels::Backend;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Most bytes of data that are verified before anything else, which takes some hundredths of a second. Never in tests.
@@ -45,20 +44,16 @@ impl Data {
 
 impl<B: Backend<Acc = f32>> Run<'_, B> {
     /// Waits until all processes have verified all data: nothing is left behind as finished before. False if a signal came
-    /// first; several processes do not stop in here.
+    /// first.
     pub(super) fn verified(&mut self, options: &Options<'_>, observer: &mut dyn Observer) -> Result<bool> {
         if self.verified {
             return Ok(true);
         }
         let Self { group, setup, artifacts, .. } = self;
-        let (alone, begun, mut said) = (group.world() == 1, Instant::now(), false);
+        let (begun, mut said) = (Instant::now(), false);
         let busy = group.control.as_ref().map(Control::busy);
-        while !setup.verification.is_done()? {
-            let signal = options.stop.load(Ordering::Relaxed);
-            if alone && signal != 0 {
-                self.stopped = signal;
-                return Ok(false);
-            }
+        let mut done = setup.verification.is_done()?;
+        while !done && group.signal(options.stop) == 0 {
             if !said && begun.elapsed() > NOTICED && artifacts.writes() {
                 let (done, all) = setup.verification.progress();
                 observer
@@ -66,14 +61,14 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
                 said = true;
             }
             std::thread::sleep(Duration::from_millis(2));
+            done = setup.verification.is_done()?;
         }
         drop(busy);
-        if !alone {
-            // Who gets here has found its share right; no one goes on before all have.
-            group.ranks.sum_host(&mut [1.0])?;
-        }
-        self.verified = true;
-        Ok(true)
+        // Who is done has found its share right; no one goes on before all have, or a signal came.
+        let mut all = [f64::from(u8::from(done))];
+        self.agree_to_stop(options, &mut all)?;
+        self.verified = all[0] as usize == self.group.world();
+        Ok(self.verified)
     }
 
     /// Says what a checkpoint may rest on that is written because a signal came, and cannot wait.

@@ -3,8 +3,11 @@
 mod artifacts;
 mod data;
 mod evaluation;
+mod places;
+mod resume;
 mod run;
 mod setup;
+mod start;
 mod step;
 #[cfg(test)]
 mod tests;

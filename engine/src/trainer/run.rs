@@ -4,13 +4,13 @@ use super::artifacts::Artifacts;
 use super::setup::{Prepared, Setup};
 use super::step::{Queued, Window};
 use super::{Ending, Observer, Options, Outcome, RunInfo};
-use crate::Result;
 use crate::config::Config;
 use crate::data::loader::{GlobalBatch, Loader, LoaderConfig};
 use crate::dist::Group;
 use crate::memory::MemoryTable;
 use crate::model::Gradients;
 use crate::step::Reduction;
+use crate::{Error, Result};
 use kernels::Backend;
 use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime};
@@ -31,6 +31,8 @@ pub(super) struct Run<'g, B: Backend> {
     pub(super) pending: Option<Queued<B>>,
     /// Since when the next step to be accounted for is at work.
     pub(super) clock: Instant,
+    /// Seconds that the slowest process worked in the newest step, as all of them know.
+    pub(super) slowest: Option<f64>,
     /// Whether all data is known to be right, to all processes.
     pub(super) verified: bool,
     /// Whether a step is accounted for only once the next one is queued, so that the device need not wait for the host.
@@ -80,6 +82,7 @@ pub(super) fn run_pipelined<B: Backend<Acc = f32>>(
         done: (0, 0.0),
         pending: None,
         clock: Instant::now(),
+        slowest: None,
         verified: false,
         late,
     };
@@ -132,7 +135,11 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
     ) -> Result<Ending> {
         let train = self.setup.config.train.clone();
         if self.target_reached() {
+            self.say_nothing_left("the target accuracy is reached", "train.target_accuracy", observer);
             return Ok(Ending::TargetReached);
+        }
+        if self.setup.state.step >= train.steps {
+            self.say_nothing_left(&format!("all {} steps are done", train.steps), "train.steps", observer);
         }
         if self.setup.state.eval_due
             && let Some(ending) = self.settle(options, observer)?
@@ -151,8 +158,9 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
                 self.clock = Instant::now();
             }
             self.setup.verification.is_done()?;
-            let batch = loader.next()?;
-            let queued = self.queue_after_own_work(&batch)?;
+            let Some(queued) = self.next_step(loader, options)? else {
+                return self.give_up(options, observer);
+            };
             if let Some(before) = self.pending.replace(queued) {
                 self.account(before, options, observer)?;
             }
@@ -170,13 +178,47 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         Ok(Ending::Finished)
     }
 
+    /// Takes the next batch and queues its step; none where a signal ended that.
+    fn next_step(&mut self, loader: &mut Loader, options: &Options<'_>) -> Result<Option<Queued<B>>> {
+        let batch = match loader.next_while(&|| !self.asks() || self.group.signal(options.stop) == 0) {
+            Err(Error::Stopped) if self.group.world() == 1 => return Ok(None),
+            // The others may have theirs: they are met as by a process that has no part in the batch.
+            Err(Error::Stopped) => {
+                GlobalBatch { state_after: self.setup.state.loader, ..GlobalBatch::default() }
+            }
+            batch => batch?,
+        };
+        self.queue_after_own_work(&batch, options)
+    }
+
     /// Queues a step once this process has done its own work of the one before. What is still to be done of that is done with
     /// the others: a device with much in its queue lets its host wait for them.
-    fn queue_after_own_work(&mut self, batch: &GlobalBatch) -> Result<Queued<B>> {
-        let Some(before) = &mut self.pending else { return self.queue(batch) };
+    fn queue_after_own_work(
+        &mut self,
+        batch: &GlobalBatch,
+        options: &Options<'_>,
+    ) -> Result<Option<Queued<B>>> {
+        let Some(before) = &mut self.pending else { return self.queue(batch, options) };
         before.worked = Some(self.group.ranks.work_seconds()?);
         let _waiting = self.group.waits();
-        self.queue(batch)
+        self.queue(batch, options)
+    }
+
+    fn say_nothing_left(&self, why: &str, key: &str, observer: &mut dyn Observer) {
+        if self.artifacts.writes() {
+            observer.message(&format!("{why}: nothing is left to train; raise {key} to go on"));
+        }
+    }
+
+    /// The run ends where a signal came in the middle of a step: that of the steps before it counts.
+    fn give_up(&mut self, options: &Options<'_>, observer: &mut dyn Observer) -> Result<Ending> {
+        self.account_pending(options, observer)?;
+        self.agree_to_stop(options, &mut [])?;
+        if self.artifacts.writes() {
+            let step = self.setup.state.step + 1;
+            observer.message(&format!("step {step} was under way and is dropped; --resume takes it again"));
+        }
+        Ok(Ending::Stopped(self.stopped))
     }
 
     fn account_pending(&mut self, options: &Options<'_>, observer: &mut dyn Observer) -> Result<()> {
@@ -217,7 +259,7 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         if reached {
             self.artifacts.run_stop(now, &self.setup.state, true)?;
         }
-        self.artifacts.checkpoint(self.group, &self.setup)?;
+        self.artifacts.checkpoint(self.group, &mut self.setup)?;
         Ok(reached.then_some(Ending::TargetReached))
     }
 
@@ -235,7 +277,7 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         let now = SystemTime::now();
         if let Ending::Stopped(signal) = ending {
             self.say_unverified(observer)?;
-            self.artifacts.checkpoint(self.group, &self.setup)?;
+            self.artifacts.checkpoint(self.group, &mut self.setup)?;
             self.artifacts.run_stop(now, &self.setup.state, false)?;
             let (run, step) = (&self.setup.config.train.run, self.setup.state.step);
             let summary = format!(

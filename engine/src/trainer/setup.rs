@@ -3,13 +3,15 @@
 use super::artifacts::{log_settings, start_clock};
 use super::data::Data;
 use super::evaluation::EVAL_BATCH;
+use super::places;
+use super::resume::{Changes, history};
+use super::start::resolve_model;
 use super::warm_up::warm_up;
 use super::{Observer, Options};
 use crate::checkpoint::{self, TrainState, hf};
 use crate::config::{Config, ModelConfig};
 use crate::data::prepare;
 use crate::data::shards::{Dataset, MANIFEST, Manifest, Verification};
-use crate::data::tokenize::TokenizerFiles;
 use crate::dist::Group;
 use crate::error::During;
 use crate::lock::FolderLock;
@@ -22,10 +24,11 @@ use crate::step;
 use crate::table::TensorTable;
 use crate::{Error, Result};
 use kernels::Backend;
+use kernels::cpu::memory::zeros;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What to do where a run folder belongs to another configuration.
 const SAME_RUN: &str = "resume with the same configuration, or choose another folder with --run";
@@ -123,10 +126,13 @@ pub fn prepare<B: Backend<Acc = f32>>(
     let mut optimizer = Optimizer::divided(bert.backend(), table, optimizer, &division, rank)?;
     let (mut claim, mut begin) = (None, None);
     let (state, resumed) = group.first(|| {
-        let lock = claim_run_folder(&config, options.resume)?;
+        let (lock, changes) = claim_run_folder(&config, options.resume)?;
+        let start = resolved.start.take();
+        let found = beginning(&config, &manifest, &bert, start, changes.as_ref(), options, observer)?;
+        // From here on the folder is this configuration's: nothing refuses it any more.
+        write_config(&config, changes.as_ref(), &found.state)?;
         let mllog = open_log(&config, &manifest, options, &resolved, &bert.backend().describe())?;
         claim = Some((lock, mllog));
-        let found = beginning(&config, &manifest, &bert, resolved.start.take(), options, observer)?;
         let (state, resumed) = (found.state.clone(), found.moments.is_some());
         begin = Some(found);
         Ok((state, resumed))
@@ -184,7 +190,9 @@ fn from_first<B: Backend<Acc = f32>>(
     mut values: Vec<f32>,
     len: usize,
 ) -> Result<Vec<f32>> {
-    values.resize(len, 0.0);
+    if values.is_empty() {
+        values = zeros("weights and moments of the first process", len)?;
+    }
     group.ranks.send_from_first(backend, &mut values)?;
     Ok(values)
 }
@@ -197,8 +205,10 @@ fn resolve<B: Backend>(
     observer: &mut dyn Observer,
 ) -> Result<Resolved> {
     refuse_used(&config.train.run, options.resume)?;
+    places::check(config)?;
     prepare_data(config, observer)?;
     let manifest = Manifest::load(&config.data.dir)?;
+    remark(config, &manifest, observer);
     check_splits(config, &manifest)?;
     let mut begun = options.mlperf.map(|m| m.begin(&config.data.dir, &manifest)).transpose()?;
     let start = resolve_model(config, &manifest, options.resume, observer)?;
@@ -240,6 +250,7 @@ fn beginning<B: Backend<Acc = f32>>(
     manifest: &Manifest,
     bert: &Bert<B>,
     start: Option<Vec<f32>>,
+    changes: Option<&Changes>,
     options: &Options<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Beginning> {
@@ -257,8 +268,10 @@ fn beginning<B: Backend<Acc = f32>>(
         }
         let seed = config.train.seed;
         let drawn = || init::weights(bert.table(), config.model.initializer_range, seed);
-        let weights = start.unwrap_or_else(drawn);
-        let state = TrainState { seed, config_hash, data_hash, ..TrainState::default() };
+        let weights = start.map_or_else(drawn, Ok)?;
+        let optimizer = Some(config.optimizer.kind);
+        let state = TrainState { seed, optimizer, config_hash, data_hash, ..TrainState::default() };
+        tell(changes, &state, config, observer);
         return Ok(Beginning { state, weights, moments: None });
     };
     if found.state.data_hash != data_hash {
@@ -270,15 +283,36 @@ fn beginning<B: Backend<Acc = f32>>(
             ),
         ));
     }
-    if found.state.config_hash != config_hash {
+    let optimizer = config.optimizer.kind;
+    if found.state.seed != config.train.seed || found.state.optimizer.is_some_and(|kind| kind != optimizer) {
         return Err(Error::file(
             &found.path,
-            format!("is a checkpoint of another configuration than {CONFIG_FILE}; {SAME_RUN}"),
+            format!("is a checkpoint of another seed or optimizer than {CONFIG_FILE}; {SAME_RUN}"),
         ));
     }
+    if let Some(changes) = changes {
+        changes.fit(&found.state, config)?;
+    }
     observer.message(&format!("resumed from {}", found.path.display()));
-    let (state, weights, moments) = (found.state, found.weights, Some([found.m, found.v]));
+    tell(changes, &found.state, config, observer);
+    let state = TrainState { config_hash, optimizer: Some(optimizer), ..found.state };
+    let (weights, moments) = (found.weights, Some([found.m, found.v]));
     Ok(Beginning { state, weights, moments })
+}
+
+/// Says what is otherwise than it was when the run went on.
+fn tell(changes: Option<&Changes>, state: &TrainState, config: &Config, observer: &mut dyn Observer) {
+    let lines = changes.map(|changes| changes.lines(state, config)).unwrap_or_default();
+    lines.iter().for_each(|line| observer.message(line));
+}
+
+/// Says what the data's maker may not have meant, and whether the run can be evaluated.
+fn remark(config: &Config, manifest: &Manifest, observer: &mut dyn Observer) {
+    let dir = config.data.dir.display();
+    manifest.warnings().iter().for_each(|line| observer.message(&format!("warning: {dir}: {line}")));
+    if manifest.eval.sequences == 0 {
+        observer.message(&format!("{dir} holds no held-out text: this run is not evaluated"));
+    }
 }
 
 /// Refuses data that leaves nothing to train on, or nothing to reach the target on.
@@ -291,7 +325,8 @@ fn check_splits(config: &Config, manifest: &Manifest) -> Result<()> {
         return Err(Error::config(
             "train.target_accuracy",
             format!(
-                "{} holds no evaluation sequences to reach it on; prepare with --eval-fraction above 0",
+                "{} holds no evaluation sequences to reach it on; prepare with --eval-fraction above 0, of text in two \
+                 documents or more",
                 dir.display()
             ),
         ));
@@ -319,7 +354,21 @@ fn prepare_data(config: &Config, observer: &mut dyn Observer) -> Result<()> {
         if wanted.input.is_empty() {
             return Ok(());
         }
-        let Some((key, what)) = prepare::outdated(dir, wanted)? else { return Ok(()) };
+        let (threads, observer) = (rayon::current_num_threads(), Mutex::new(observer));
+        let found = prepare::outdated(dir, wanted, threads, &|progress| {
+            if let Ok(mut observer) = observer.lock() {
+                observer.preparing(progress);
+            }
+        })?;
+        let Some((key, what)) = found else {
+            let mut paths = wanted.input.iter().chain(&wanted.eval_input).chain(&wanted.vocab);
+            if let Some(path) = paths.find(|path| !path.exists()) {
+                let (path, dir) = (path.display(), dir.display());
+                let line = format!("{path} is not here to compare: the data in {dir} is taken as it is");
+                observer.into_inner().unwrap_or_else(PoisonError::into_inner).message(&line);
+            }
+            return Ok(());
+        };
         let remedy = "choose another data.dir (--data), or remove that folder to prepare it anew";
         return Err(Error::config(format!("data.prepare.{key}"), format!("{what}; {remedy}")));
     }
@@ -340,111 +389,27 @@ fn prepare_data(config: &Config, observer: &mut dyn Observer) -> Result<()> {
         observer.message(&tokenization.told);
     }
     let threads = rayon::current_num_threads();
-    let observer = Mutex::new(observer);
-    prepare::prepare(wanted, dir, threads, &|progress| {
-        if let Ok(mut observer) = observer.lock() {
-            observer.preparing(progress);
-        }
-    })?;
+    let manifest = {
+        let observer = Mutex::new(&mut *observer);
+        prepare::prepare(wanted, dir, threads, &|progress| {
+            if let Ok(mut observer) = observer.lock() {
+                observer.preparing(progress);
+            }
+        })?
+    };
+    manifest.remarks().iter().for_each(|line| observer.message(line));
+    manifest.unknown_tokens().iter().for_each(|line| observer.message(&format!("{}: {line}", dir.display())));
     Ok(())
 }
 
-/// Fills in the model's vocabulary and, with `init_from`, its sizes and starting weights. A run to go on with has them
-/// already.
-fn resolve_model(
-    config: &mut Config,
-    manifest: &Manifest,
-    resume: bool,
-    observer: &mut dyn Observer,
-) -> Result<Option<Vec<f32>>> {
-    let vocab = manifest.vocab_size;
-    let begun = if resume { begun_from(&config.train.run, config.model.init_from.as_deref())? } else { None };
-    let model = &mut config.model;
-    let mut start = None;
-    if let Some(begun) = begun {
-        let (hidden, attention) = (model.hidden_dropout, model.attention_dropout);
-        *model = ModelConfig { hidden_dropout: hidden, attention_dropout: attention, ..begun };
-    } else if let Some(dir) = model.init_from.clone() {
-        let mut imported = hf::import(&dir)?;
-        imported.check_finite(&dir)?;
-        for name in &imported.missing {
-            observer.message(&format!("{}: no tensor `{name}`: it starts anew", dir.display()));
-        }
-        let (hidden, attention) = (model.hidden_dropout, model.attention_dropout);
-        *model = imported.model;
-        (model.hidden_dropout, model.attention_dropout, model.init_from) = (hidden, attention, Some(dir));
-        let missing = |name: &str| imported.missing.iter().any(|m| m == name);
-        let (table, seed) = (&imported.table, config.train.seed);
-        init::tensors(&mut imported.weights, table, missing, model.initializer_range, seed);
-        start = Some(imported.weights);
-    }
-    if model.vocab_size == 0 {
-        model.vocab_size = vocab;
-    }
-    if model.vocab_size != vocab {
-        return Err(Error::config(
-            "model.vocab_size",
-            format!(
-                "{} differs from the data's vocabulary of {vocab} tokens; leave it out to take the data's, or \
-                 prepare the data with the model's vocabulary",
-                model.vocab_size
-            ),
-        ));
-    }
-    if manifest.options.nsp && model.type_vocab < 2 {
-        return Err(Error::config(
-            "model.type_vocab",
-            format!(
-                "{}, but the data's sequences have two segments; raise it to 2, or prepare with --no-nsp",
-                model.type_vocab
-            ),
-        ));
-    }
-    if let Some(dir) = &model.init_from {
-        same_tokenizer(dir, manifest)?;
-    }
-    let longest = manifest.train.longest.max(manifest.eval.longest);
-    if longest > model.max_positions {
-        return Err(Error::config(
-            "model.max_positions",
-            format!(
-                "{} is less than the data's sequences of up to {longest} tokens; prepare with --max-seq-length {} \
-                 or raise it",
-                model.max_positions, model.max_positions
-            ),
-        ));
-    }
-    config.validate()?;
-    Ok(start)
-}
-
 /// The sizes of the model that a run began with, if it has checkpoints and began from this folder.
-fn begun_from(run: &Path, init_from: Option<&Path>) -> Result<Option<ModelConfig>> {
+pub(super) fn begun_from(run: &Path, init_from: Option<&Path>) -> Result<Option<ModelConfig>> {
     let file = run.join(CONFIG_FILE);
     if init_from.is_none() || !file.exists() || !checkpoint::holds_any(run)? {
         return Ok(None);
     }
     let model = own_config(&file)?.model;
     Ok(Some(model).filter(|model| model.init_from.as_deref() == init_from))
-}
-
-/// Refuses to start from a model whose vocabulary, where one lies beside it, is not the data's, or whose text is normalized
-/// otherwise.
-fn same_tokenizer(dir: &Path, manifest: &Manifest) -> Result<()> {
-    let Some(theirs) = TokenizerFiles::of_model(dir)? else { return Ok(()) };
-    let remedy = format!("prepare the data with the model's vocabulary, --vocab {}", dir.display());
-    let (file, ours) = (&theirs.path, &manifest.vocab_sha256);
-    if theirs.vocab.sha256() != ours {
-        let what = format!("sha256 {}, the data's {ours}", theirs.vocab.sha256());
-        return Err(Error::file(file, format!("is not the data's vocabulary: {what}; {remedy}")));
-    }
-    match theirs.settings.difference(&manifest.tokenizer()) {
-        None => Ok(()),
-        Some((key, there, here)) => Err(Error::file(
-            dir,
-            format!("{key} is {there} ({}), the data was prepared with {here}; {remedy}", theirs.source),
-        )),
-    }
 }
 
 fn is_used(run: &Path) -> Result<bool> {
@@ -462,8 +427,9 @@ fn refuse_used(run: &Path, resume: bool) -> Result<()> {
     ))
 }
 
-/// Makes the run folder, or refuses one that holds another run or in which another process trains.
-fn claim_run_folder(config: &Config, resume: bool) -> Result<FolderLock> {
+/// Makes the run folder, or refuses one that holds another run or in which another process trains. Of a run that goes on,
+/// what has changed.
+fn claim_run_folder(config: &Config, resume: bool) -> Result<(FolderLock, Option<Changes>)> {
     let run = &config.train.run;
     fs::create_dir_all(run).during("cannot create the run folder", run)?;
     let Some(lock) = FolderLock::take_soon(run).during("cannot open the run folder", run)? else {
@@ -473,29 +439,23 @@ fn claim_run_folder(config: &Config, resume: bool) -> Result<FolderLock> {
         ));
     };
     refuse_used(run, resume)?;
+    // Again, now that nobody else works here.
+    places::check(config)?;
     hf::replaceable(&run.join("model"))?;
-    let file = run.join(CONFIG_FILE);
-    let used = is_used(run)?;
-    if used {
-        same_run(run, &file, config)?;
-    }
-    write_config(&file, config, used)?;
-    Ok(lock)
+    let changes = if is_used(run)? { same_run(run, config)? } else { None };
+    Ok((lock, changes))
 }
 
-/// Refuses to go on with the run of another configuration. Without its config.toml the checkpoints tell.
-fn same_run(run: &Path, file: &Path, config: &Config) -> Result<()> {
+/// What has changed since the run was begun or last went on. Without its config.toml only the newest checkpoint can tell, and
+/// only that something has.
+fn same_run(run: &Path, config: &Config) -> Result<Option<Changes>> {
+    let file = run.join(CONFIG_FILE);
     if file.exists() {
-        return match own_config(file)?.difference(config) {
-            None => Ok(()),
-            Some((key, was, is)) => {
-                Err(Error::file(run, format!("belongs to a run with {key} = {was}, now {is}; {SAME_RUN}")))
-            }
-        };
+        return Changes::between(own_config(&file)?, config, SAME_RUN).map(Some);
     }
     let states = checkpoint::list(run)?.into_iter().rev().map(|(_, path)| checkpoint::read_state(&path));
-    match states.flatten().find(|state| state.config_hash != config.hash()) {
-        None => Ok(()),
+    match states.flatten().next().filter(|state| state.config_hash != config.hash()) {
+        None => Ok(None),
         Some(state) => Err(Error::file(
             file,
             format!(
@@ -516,19 +476,23 @@ fn own_config(file: &Path) -> Result<Config> {
     })
 }
 
-/// Writes the resolved configuration. A file there that no run wrote and that says something else may be a user's: it is
-/// kept under another name.
-fn write_config(file: &Path, config: &Config, own: bool) -> Result<()> {
-    let text = config.to_toml()?;
-    match fs::read(file) {
+/// Writes the resolved configuration, behind what was changed when the run went on. A file there that no run wrote and that
+/// says something else may be a user's: it is kept under another name.
+fn write_config(config: &Config, changes: Option<&Changes>, state: &TrainState) -> Result<()> {
+    let run = &config.train.run;
+    let (file, own) = (run.join(CONFIG_FILE), is_used(run)?);
+    let before = if own { history(run) } else { String::new() };
+    let text =
+        before + &changes.map(|changes| changes.history(state)).unwrap_or_default() + &config.to_toml()?;
+    match fs::read(&file) {
         Ok(there) if there == text.as_bytes() => return Ok(()),
         Ok(_) if own => {}
         Ok(_) => {
-            let kept = file.with_extension("before.toml");
-            fs::rename(file, &kept).during("cannot rename", file)?;
+            let kept = places::free(&file, "before.toml");
+            fs::rename(&file, &kept).during("cannot rename", &file)?;
         }
         Err(e) if e.kind() == ErrorKind::NotFound => {}
-        Err(e) => return Err(e).during("cannot read", file),
+        Err(e) => return Err(e).during("cannot read", &file),
     }
-    checkpoint::staging::replace_file(file, text.as_bytes())
+    checkpoint::staging::replace_file(&file, text.as_bytes())
 }

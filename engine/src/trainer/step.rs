@@ -1,23 +1,25 @@
 //! One step: what is queued on the device, and how its results are accounted for.
 
 use super::Options;
-use super::artifacts::last_good;
+use super::artifacts::{LOWER, last_good};
 use super::run::Run;
 use super::{Observer, StepProgress};
-use crate::config::OnNonFinite;
+use crate::config::{Config, OnNonFinite};
 use crate::data::LoaderState;
 use crate::data::loader::GlobalBatch;
 use crate::dist::Control;
 use crate::metrics::TrainRecord;
 use crate::model::{EvalSums, LossScale, SUMS, training_flops};
 use crate::optim::{UpdateOutcome, learning_rate};
-use crate::step::{self, OwnWork};
+use crate::step::{self, OwnWork, Stop};
 use crate::trainer::setup::Setup;
 use crate::{Error, Result};
 use kernels::Backend;
 use kernels::philox::step_key;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
+
+/// Steps of fewer seconds are finished when a signal comes.
+const SHORT: f64 = 1.0;
 
 /// Sums since the last line of metrics.
 #[derive(Default)]
@@ -58,8 +60,15 @@ impl Step {
 }
 
 impl<B: Backend<Acc = f32>> Run<'_, B> {
-    /// Queues forward, backward and update of one global batch. Waits for nothing, unless several processes meet in it.
-    pub(super) fn queue(&mut self, global: &GlobalBatch) -> Result<Queued<B>> {
+    /// Whether a step is given up where a signal comes: always by a single process, by several where a step is long enough
+    /// to be worth their agreement. They have seen the same seconds.
+    pub(super) fn asks(&self) -> bool {
+        self.group.world() == 1 || self.slowest.is_none_or(|seconds| seconds > SHORT)
+    }
+
+    /// Queues forward, backward and update of one global batch. Waits for nothing, unless several processes meet in it. None
+    /// where a signal ended it.
+    pub(super) fn queue(&mut self, global: &GlobalBatch, options: &Options<'_>) -> Result<Option<Queued<B>>> {
         let number = self.setup.state.step + u64::from(self.pending.is_some());
         let config = &self.setup.config;
         let step = step::Step {
@@ -68,10 +77,11 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
             key: step_key(config.train.seed, number + 1),
             lr: learning_rate(&config.schedule, number, config.train.steps),
         };
+        let stop = Stop { signal: options.stop, asks: self.asks() };
         let Self { group, reduction, setup: Setup { bert, optimizer, .. }, grads, .. } = self;
         let parts = step::Parts { group, bert, grads, optimizer };
-        let numbers = step::queue(parts, reduction, &step)?;
-        Ok(Queued {
+        let Some(numbers) = step::queue(parts, reduction, &step, &stop)? else { return Ok(None) };
+        Ok(Some(Queued {
             numbers,
             lr: step.lr,
             worked: None,
@@ -81,7 +91,7 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
             tokens: global.tokens,
             flops: global.micro.iter().map(|b| training_flops(bert.config(), b)).sum(),
             loader: global.state_after,
-        })
+        }))
     }
 
     /// Waits for a step's results, counts it, and logs it where it is due. Its seconds are those since the step before it was
@@ -109,6 +119,7 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         };
         let step = Step { sums, outcome, lr: queued.lr };
         self.window.work.add(&shared[SUMS..]);
+        self.slowest = shared[SUMS..].iter().copied().reduce(f64::max);
         self.window.tokens += queued.tokens as u64;
         self.window.flops += queued.flops;
         let now = Instant::now();
@@ -120,9 +131,9 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         let state = &mut self.setup.state;
         state.step += 1;
         if outcome.norm.is_finite() {
-            state.updates += 1;
+            (state.updates, state.skipped_in_a_row) = (state.updates + 1, 0);
         } else {
-            state.skipped += 1;
+            (state.skipped, state.skipped_in_a_row) = (state.skipped + 1, state.skipped_in_a_row + 1);
         }
         state.samples += queued.sequences as u64;
         state.tokens += queued.tokens as u64;
@@ -174,9 +185,10 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
         Ok(())
     }
 
-    /// Says which tensor is not finite, and ends the run unless it is to skip such steps.
+    /// Says which tensor is not finite, and ends the run unless it is to skip such steps and has not skipped too many.
     fn non_finite(&self, step: &Step, observer: &mut dyn Observer) -> Result<()> {
         let Setup { config, bert, state, .. } = &self.setup;
+        let Config { train, .. } = config;
         // Between tensors lies padding, whose gradient follows that of the tensor before it.
         let owner = |element| bert.table().tensors.iter().rfind(|t| t.offset <= element);
         let culprit = step
@@ -191,28 +203,31 @@ impl<B: Backend<Acc = f32>> Run<'_, B> {
             step.outcome.norm,
             step.lr
         );
-        match config.train.on_nonfinite {
-            OnNonFinite::Skip => {
-                observer.message(&format!("{what}; the update is skipped"));
-                Ok(())
-            }
-            OnNonFinite::Stop => Err(Error::Training(format!("{what}; {}", last_good(&config.train.run)))),
+        if train.on_nonfinite == OnNonFinite::Stop {
+            let remedy =
+                last_good(&train.run, "resume with train.on_nonfinite = \"skip\" or a lower schedule.lr");
+            return Err(Error::Training(format!("{what}; {remedy}")));
         }
+        if step.outcome.norm.is_finite() {
+            observer.message(&format!("{what}; its gradient is finite, and the update is made"));
+            return Ok(());
+        }
+        let skipped = state.skipped_in_a_row + 1;
+        if skipped >= train.nonfinite_limit {
+            let remedy = last_good(&train.run, LOWER);
+            return Err(Error::Training(format!(
+                "{what}; {skipped} updates in a row were skipped (train.nonfinite_limit = {}), so it is the weights that are \
+                 too large, and skipping cannot mend them; {remedy}",
+                train.nonfinite_limit
+            )));
+        }
+        observer.message(&format!("{what}; the update is skipped"));
+        Ok(())
     }
 
     /// Sums `numbers` over processes; a signal that any of them has got is one to all.
     pub(super) fn agree_to_stop(&mut self, options: &Options<'_>, numbers: &mut [f64]) -> Result<()> {
-        let signal = options.stop.load(Ordering::Relaxed);
-        if self.group.world() == 1 {
-            self.stopped = signal;
-            return Ok(());
-        }
-        // A mean over those that have got one: all have got the same.
-        let mut all = vec![f64::from(signal), f64::from(u8::from(signal != 0))];
-        all.extend_from_slice(numbers);
-        self.group.ranks.sum_host(&mut all)?;
-        numbers.copy_from_slice(&all[2..]);
-        self.stopped = (all[0] / all[1].max(1.0)) as i32;
+        self.stopped = self.group.agree_on_signal(options.stop, numbers)?;
         Ok(())
     }
 }

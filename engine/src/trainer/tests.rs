@@ -25,7 +25,7 @@ struct Listener<'a>(&'a AtomicI32, Option<u64>, &'a mut Vec<String>);
 impl Observer for Listener<'_> {
     fn message(&mut self, line: &str) {
         // Only the first run of a folder prepares its data.
-        if !line.starts_with("tokenizer: ") {
+        if !line.starts_with("tokenizer: ") && !line.contains("unknown tokens: ") {
             self.2.push(line.to_owned());
         }
     }

@@ -3,7 +3,9 @@
 use crate::config::Config;
 use crate::data::loader::eval_batches;
 use crate::data::{Batch, Dataset, Loader, LoaderConfig, LoaderState, SplitName};
-use crate::{Error, Result, error::During};
+use crate::files::write_new;
+use crate::{Error, Result};
+use kernels::cpu::memory::total;
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;
 use std::sync::Arc;
@@ -34,7 +36,8 @@ pub struct Written {
 /// Without held-out text there is no `eval`. All of it is in memory at once: about 10 bytes a token.
 ///
 /// # Errors
-/// Data that is missing, damaged or does not fit the configuration; more than 2^31 tokens; a file that cannot be written.
+/// Data that is missing, damaged or does not fit the configuration; more than 2^31 tokens; a file that is there already or
+/// cannot be written.
 pub fn write_batches(path: &Path, config: &Config, batches: u64) -> Result<Written> {
     let open = |split| Dataset::open_verified(&config.data.dir, split);
     let (data, held_out) = (Arc::new(open(SplitName::Train)?), open(SplitName::Eval)?);
@@ -49,7 +52,8 @@ pub fn write_batches(path: &Path, config: &Config, batches: u64) -> Result<Writt
         world: 1,
         max_positions,
     };
-    let mut loader = Loader::new(data, loader, LoaderState::default())?;
+    check_count(path, config, &data, batches)?;
+    let mut loader = Loader::new(data.clone(), loader, LoaderState::default())?;
     let mut train = Flat::new();
     for _ in 0..batches {
         train.add(&loader.next()?.micro);
@@ -72,8 +76,29 @@ pub fn write_batches(path: &Path, config: &Config, batches: u64) -> Result<Writt
     let views: std::result::Result<Vec<_>, _> =
         parts.iter().flat_map(|(name, flat)| flat.views(name)).collect();
     let bytes = safetensors::serialize(views.map_err(refused)?, None).map_err(refused)?;
-    std::fs::write(path, bytes).during("cannot write", path)?;
+    data.check_files()?;
+    held_out.check_files()?;
+    write_new(path, &bytes)?;
     Ok(written)
+}
+
+/// Refuses so many batches that the file's offsets or the memory cannot hold them.
+fn check_count(path: &Path, config: &Config, data: &Dataset, batches: u64) -> Result<()> {
+    /// Of a token in memory, joined and once more as the file's content.
+    const BYTES: f64 = 24.0;
+    let mean = data.split().tokens as f64 / data.len().max(1) as f64;
+    let tokens = match config.train.batch_tokens {
+        0 => config.train.batch_sequences as f64 * mean,
+        tokens => tokens as f64,
+    };
+    let memory = total().map_or(f64::INFINITY, |bytes| bytes as f64 / BYTES);
+    let most = (f64::from(i32::MAX).min(memory) / tokens).floor();
+    if batches as f64 <= most {
+        return Ok(());
+    }
+    let what =
+        format!("{batches} batches of about {tokens:.0} tokens are more than fit; ask for at most {most}");
+    Err(Error::file(path, what))
 }
 
 /// Batches joined, as the file holds them.

@@ -1,8 +1,9 @@
 //! A batch and the losses computed on it as a file, for comparing them with other software.
 
 use crate::data::Batch;
+use crate::files::write_new;
 use crate::model::EvalSums;
-use crate::{Error, Result, error::During};
+use crate::{Error, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use std::path::Path;
 
@@ -12,7 +13,7 @@ use std::path::Path;
 /// next-sentence labels, their two tensors are left out; without masked tokens, `mlm_loss`.
 ///
 /// # Errors
-/// The file cannot be written.
+/// The file is there already, or cannot be written.
 pub fn write_batch(path: &Path, batch: &Batch, sums: &EvalSums) -> Result<()> {
     let (rows, cols) = (batch.sequences(), batch.max_length);
     let shape = vec![rows, cols];
@@ -36,7 +37,7 @@ pub fn write_batch(path: &Path, batch: &Batch, sums: &EvalSums) -> Result<()> {
         .collect::<std::result::Result<Vec<_>, _>>()
         .map_err(refused)?;
     let bytes = safetensors::serialize(views, None).map_err(refused)?;
-    std::fs::write(path, bytes).during("cannot write", path)
+    write_new(path, &bytes)
 }
 
 /// The four tensors (B, S), row by row.

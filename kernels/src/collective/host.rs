@@ -264,7 +264,7 @@ impl<T: Scalar> HostCollective<T> {
         let thread = std::thread::Builder::new()
             .name("collective".into())
             .spawn(work)
-            .map_err(|e| Error::Ranks(format!("cannot start the thread for collectives: {e}")))?;
+            .map_err(|e| Error::Ranks(crate::limits::refused("the thread for collectives", &e)))?;
         Ok(Self {
             transport,
             rank,

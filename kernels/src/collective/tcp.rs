@@ -1,7 +1,7 @@
 //! Ranks connected with each other by TCP: for CPUs where no MPI is at hand, and on one machine.
 
 use super::host::Transport;
-use crate::{Error, Result};
+use crate::{Error, Result, limits};
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::ops::Range;
@@ -35,21 +35,22 @@ impl Tcp {
         mut receive: impl FnMut(usize, &TcpStream) -> Result<()>,
     ) -> Result<()> {
         std::thread::scope(|scope| {
-            let senders: Vec<_> = self
-                .others()
-                .map(|(r, stream)| {
-                    let bytes = send(r);
-                    scope.spawn(move || {
-                        let mut stream = stream;
-                        stream.write_all(bytes).map_err(|e| lost(r, &e))
-                    })
-                })
-                .collect();
             let mut result = Ok(());
+            let mut senders = Vec::new();
             for (r, stream) in self.others() {
-                if let Err(error) = receive(r, stream) {
-                    result = Err(error);
-                    break;
+                let bytes = send(r);
+                let sender = std::thread::Builder::new().spawn_scoped(scope, move || {
+                    let mut stream = stream;
+                    stream.write_all(bytes).map_err(|e| lost(r, &e))
+                });
+                match sender {
+                    Ok(sender) => senders.push(sender),
+                    Err(e) => result = Err(Error::Ranks(limits::refused("a thread that sends", &e))),
+                }
+            }
+            for (r, stream) in self.others() {
+                if result.is_ok() {
+                    result = receive(r, stream);
                 }
             }
             if result.is_err() {

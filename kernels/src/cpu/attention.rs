@@ -16,7 +16,7 @@ use crate::cpu::memory::Scratch;
 use crate::cpu::rows::Shared;
 use crate::error::check_len;
 use crate::{Error, Result, Scalar};
-use gemm::Parallelism;
+use gemm_common::Parallelism;
 use rayon::prelude::*;
 use std::ops::Range;
 

@@ -12,7 +12,7 @@ use crate::cpu::memory::Scratch;
 use crate::cpu::{Cpu, gelu};
 use crate::error::{check_len, check_range};
 use crate::{Result, Scalar};
-use gemm::Parallelism;
+use gemm_common::Parallelism;
 use rayon::prelude::*;
 
 /// A row-major matrix inside a larger array: where it starts, and the distances of its rows and columns.
@@ -68,9 +68,15 @@ pub(super) unsafe fn product<T: Scalar>(
     parallelism: Parallelism,
 ) {
     debug_assert!(c.rows == a.rows && c.cols == b.cols && a.cols == b.rows);
+    // The kernels prefer columns in c that are contiguous.
+    let (c, a, b) = if c.col_stride < c.row_stride {
+        (c.transposed(), b.transposed(), a.transposed())
+    } else {
+        (c, a, b)
+    };
     // SAFETY: the caller's promise; the sizes are the views'
     unsafe {
-        gemm::gemm(
+        T::gemm()(
             c.rows,
             c.cols,
             a.cols,

@@ -1,18 +1,45 @@
 //! Memory of the CPU backend: zeroed buffers on cache lines, and scratch that is kept between calls.
 
-use crate::{Error, Result};
+use crate::{Error, Result, limits};
 use bytemuck::{Pod, Zeroable};
 use std::alloc::{Layout, alloc_zeroed};
 use std::marker::PhantomData;
+use std::path::Path;
 use std::sync::Mutex;
 
-/// Bytes of the machine's memory, or of this process's control group where that is less.
+/// Bytes of the machine's memory, or what this process is let have of it where that is less.
 pub fn total() -> Option<u64> {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
-    let machine = system.total_memory();
-    let group = system.cgroup_limits().map_or(machine, |limits| limits.total_memory);
-    Some(machine.min(group)).filter(|&bytes| bytes > 0)
+    let machine = Some(system.total_memory()).filter(|&bytes| bytes > 0);
+    let limit = limits::memory(Path::new("/")).map(|limit| limit.value);
+    machine.into_iter().chain(limit).min()
+}
+
+/// What keeps this process from having all of the machine's memory, for a message; none if nothing does.
+pub fn limited_by() -> Option<String> {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let limit = limits::memory(Path::new("/"))?;
+    (limit.value < system.total_memory()).then_some(limit.source)
+}
+
+/// Zeros; `what` names them in the error. Where the system has not so much memory, the process goes on.
+pub fn zeros<T: Zeroable>(what: &'static str, len: usize) -> Result<Vec<T>> {
+    let out_of_memory = Error::OutOfMemory { what, bytes: len.saturating_mul(size_of::<T>()) };
+    let Ok(layout) = Layout::array::<T>(len) else {
+        return Err(out_of_memory);
+    };
+    if layout.size() == 0 {
+        return Ok((0..len).map(|_| T::zeroed()).collect());
+    }
+    // SAFETY: the layout's size is not zero
+    let memory = unsafe { alloc_zeroed(layout) };
+    if memory.is_null() {
+        return Err(out_of_memory);
+    }
+    // SAFETY: allocated by the global allocator with the layout of `len` elements, for each of which zeros are valid
+    Ok(unsafe { Vec::from_raw_parts(memory.cast(), len, len) })
 }
 
 /// One cache line, the unit of allocation: vector loads of aligned rows then never straddle two lines.
@@ -31,22 +58,7 @@ impl<T: Pod> Buffer<T> {
     /// Zeroed. `what` names the buffer in the error.
     pub fn zeroed(what: &'static str, len: usize) -> Result<Self> {
         let bytes = len.saturating_mul(size_of::<T>());
-        let lines = bytes.div_ceil(size_of::<Line>());
-        if lines == 0 {
-            return Ok(Self { lines: Vec::new(), len, kind: PhantomData });
-        }
-        let out_of_memory = Error::OutOfMemory { what, bytes };
-        let Ok(layout) = Layout::array::<Line>(lines) else {
-            return Err(out_of_memory);
-        };
-        // SAFETY: the layout's size is not zero
-        let memory = unsafe { alloc_zeroed(layout) };
-        if memory.is_null() {
-            return Err(out_of_memory);
-        }
-        // SAFETY: allocated by the global allocator with the layout of `lines` lines, each a valid `Line` of zeros
-        let lines = unsafe { Vec::from_raw_parts(memory.cast(), lines, lines) };
-        Ok(Self { lines, len, kind: PhantomData })
+        Ok(Self { lines: zeros(what, bytes.div_ceil(size_of::<Line>()))?, len, kind: PhantomData })
     }
 
     /// Number of elements.

@@ -150,83 +150,128 @@ impl<T: Scalar> Backend for Cpu<T> {
         Ok(())
     }
 
+    #[inline(never)]
     fn embedding_forward(&self, args: EmbeddingForward<'_, Self>) -> Result<()> {
         embedding::forward(args)
     }
+    #[inline(never)]
     fn embedding_backward(&self, args: EmbeddingBackward<'_, Self>) -> Result<()> {
         embedding::backward(&self.scratch, args)
     }
+    #[inline(never)]
     fn layernorm_forward(&self, args: LayerNormForward<'_, Self>) -> Result<()> {
         layernorm::forward(args)
     }
+    #[inline(never)]
     fn layernorm_backward(&self, args: LayerNormBackward<'_, Self>) -> Result<()> {
         layernorm::backward(&self.scratch, args)
     }
+    #[inline(never)]
     fn linear_forward(&self, args: LinearForward<'_, Self>) -> Result<()> {
         linear::forward(args)
     }
+    #[inline(never)]
     fn linear_gelu_forward(&self, args: LinearGeluForward<'_, Self>) -> Result<()> {
         linear::gelu_forward(args)
     }
+    #[inline(never)]
     fn linear_gelu_dgrad(&self, args: LinearGeluDgrad<'_, Self>) -> Result<()> {
         linear::gelu_dgrad(&self.scratch, args)
     }
+    #[inline(never)]
     fn linear_dgrad(&self, args: LinearDgrad<'_, Self>) -> Result<()> {
         linear::dgrad(args)
     }
+    #[inline(never)]
     fn linear_wgrad(&self, args: LinearWgrad<'_, Self>) -> Result<()> {
         linear::wgrad(args)
     }
+    #[inline(never)]
     fn bias_grad(&self, args: BiasGrad<'_, Self>) -> Result<()> {
         linear::bias_grad(&self.scratch, args)
     }
+    #[inline(never)]
     fn gelu_forward(&self, args: GeluForward<'_, Self>) -> Result<()> {
         gelu::forward(args)
     }
+    #[inline(never)]
     fn gelu_backward(&self, args: GeluBackward<'_, Self>) -> Result<()> {
         gelu::backward(&self.scratch, args)
     }
+    #[inline(never)]
     fn attention_forward(&self, args: AttentionForward<'_, Self>) -> Result<()> {
         attention::forward(&self.scratch, args)
     }
+    #[inline(never)]
     fn attention_backward(&self, args: AttentionBackward<'_, Self>) -> Result<()> {
         attention::backward(&self.scratch, args)
     }
+    #[inline(never)]
     fn gather_rows(&self, args: GatherRows<'_, Self>) -> Result<()> {
         rows::gather(args)
     }
+    #[inline(never)]
     fn scatter_add_rows(&self, args: ScatterAddRows<'_, Self>) -> Result<()> {
         rows::scatter_add(args)
     }
+    #[inline(never)]
     fn cross_entropy(&self, args: CrossEntropy<'_, Self>) -> Result<()> {
         cross_entropy::cross_entropy(&self.scratch, args)
     }
+    #[inline(never)]
     fn tanh_forward(&self, args: TanhForward<'_, Self>) -> Result<()> {
         gelu::tanh_forward(args)
     }
+    #[inline(never)]
     fn tanh_backward(&self, args: TanhBackward<'_, Self>) -> Result<()> {
         gelu::tanh_backward(args)
     }
 
+    #[inline(never)]
     fn square_sums(&self, sums: &mut [f64], x: &[T]) -> Result<()> {
         optim::square_sums(sums, x)
     }
+    #[inline(never)]
     fn root_of_sum(&self, norm: &mut [T], sums: &[f64]) -> Result<()> {
         optim::root_of_sum(norm, sums)
     }
+    #[inline(never)]
     fn find_nonfinite(&self, place: &mut [T], x: &[T], norm: &[T]) -> Result<()> {
         optim::find_nonfinite(place, x, norm)
     }
+    #[inline(never)]
     fn clip(&self, x: &mut [T], norm: &[T], max_norm: f64) -> Result<()> {
         optim::clip(x, norm, max_norm)
     }
+    #[inline(never)]
     fn adamw(&self, args: OptimizerStep<'_, Self>) -> Result<()> {
         optim::adamw(args)
     }
+    #[inline(never)]
     fn lamb_moments(&self, args: OptimizerStep<'_, Self>, sums: &mut [f64]) -> Result<()> {
         optim::lamb_moments(args, sums)
     }
+    #[inline(never)]
     fn lamb_apply(&self, args: OptimizerStep<'_, Self>, sums: &[f64]) -> Result<()> {
         optim::lamb_apply(args, sums)
     }
+}
+
+/// Has the ops compiled in this crate, once for each type: what is generic and `inline(never)` is taken from the crate
+/// that compiled it. Without this every crate that calls them compiles them anew, and after each change of its own.
+macro_rules! compile_here {
+    ($($op:ident)*) => {
+        /// Where the ops of both types lie; see [`compile_here`].
+        #[doc(hidden)]
+        pub fn compiled_ops() -> Vec<*const ()> {
+            vec![$(<Cpu<f32> as Backend>::$op as *const (), <Cpu<f64> as Backend>::$op as *const ()),*]
+        }
+    };
+}
+
+compile_here! {
+    embedding_forward embedding_backward layernorm_forward layernorm_backward linear_forward linear_gelu_forward
+    linear_gelu_dgrad linear_dgrad linear_wgrad bias_grad gelu_forward gelu_backward attention_forward
+    attention_backward gather_rows scatter_add_rows cross_entropy tanh_forward tanh_backward square_sums root_of_sum
+    find_nonfinite clip adamw lamb_moments lamb_apply
 }

@@ -18,6 +18,7 @@ use std::path::Path;
 
 /// Prints what the path is, then its content.
 pub fn run(args: &InspectArgs, out: &mut dyn Write) -> anyhow::Result<u8> {
+    crate::start_threads(0)?;
     let path = args.path.as_path();
     if let (Some(batches), Some(file)) = (args.batches, &args.out) {
         run_folder::write_batches(path, batches, file, out)?;
@@ -80,8 +81,14 @@ fn model_folder(path: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
             writeln!(out, "{what}: {}", names.join(", "))?;
         }
     }
-    writeln!(out)?;
-    tensors::print_table(&path.join(WEIGHTS), out)
+    for file in &imported.files {
+        writeln!(out)?;
+        if imported.files.len() > 1 {
+            writeln!(out, "{}", file.display())?;
+        }
+        tensors::print_table(file, out)?;
+    }
+    Ok(())
 }
 
 fn checkpoint(path: &Path, out: &mut dyn Write) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@ use anyhow::bail;
 use engine::checkpoint::{self, hf};
 use engine::config::Config;
 use engine::error::During;
+use engine::files::check_new;
 use engine::verify::batches;
 use serde_json::Value;
 use std::fs::File;
@@ -69,6 +70,7 @@ pub fn write_batches(path: &Path, batches: u64, file: &Path, out: &mut dyn Write
         let path = path.display();
         bail!("{path}: holds no {SETTINGS}; --batches needs a run folder, give one");
     }
+    check_new(file)?;
     let written = batches::write_batches(file, &Config::load(Some(&settings), &[])?, batches)?;
     let [train, tokens, eval] = [written.train_sequences, written.train_tokens, written.eval_sequences]
         .map(|n| format::count(n as u64));

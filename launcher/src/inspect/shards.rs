@@ -2,6 +2,7 @@
 
 use super::histogram;
 use crate::format;
+use crate::prepare;
 use crate::progress::BytesBar;
 use engine::data::Sequence;
 use engine::data::import::ImportSource;
@@ -15,6 +16,7 @@ pub fn print(dir: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
     let manifest = Manifest::load(dir)?;
     writeln!(out, "{}: a folder of shards", dir.display())?;
     print_origin(&manifest, out)?;
+    prepare::print_remarks(&manifest, out)?;
     for (split, name) in [(SplitName::Train, "train"), (SplitName::Eval, "eval")] {
         let data = Dataset::open(dir, split)?;
         let bar = BytesBar::new(data.bytes(), "verifying");
@@ -52,13 +54,6 @@ fn print_origin(manifest: &Manifest, out: &mut dyn Write) -> anyhow::Result<()> 
     let documents =
         if manifest.source.is_none() { format!(", {documents} documents") } else { String::new() };
     writeln!(out, "from {files} files, {}B{documents}", format::short(bytes as f64))?;
-    if manifest.invalid_utf8 > 0 {
-        writeln!(
-            out,
-            "{} byte sequences were not UTF-8 and were replaced",
-            format::count(manifest.invalid_utf8)
-        )?;
-    }
     let hash: String = manifest.vocab_sha256.chars().take(16).collect();
     let entropy = manifest.unigram_entropy;
     writeln!(
@@ -72,9 +67,10 @@ fn print_origin(manifest: &Manifest, out: &mut dyn Write) -> anyhow::Result<()> 
     }
     let pairs = if options.nsp { "sentence pairs" } else { "full sentences" };
     let masks = format!("{:?}", options.masking).to_lowercase();
+    let masks = format!("{masks} masks{}", if options.whole_word_masking { " of whole words" } else { "" });
     writeln!(
         out,
-        "{pairs} of at most {} tokens, {masks} masks of {}, each document used {} times, seed {}",
+        "{pairs} of at most {} tokens, {masks} of {}, each document used {} times, seed {}",
         options.max_seq_length, options.masked_lm_prob, options.dupe_factor, options.seed
     )?;
     Ok(())

@@ -3,7 +3,7 @@
 use crate::format;
 use anyhow::bail;
 use engine::error::During;
-use memmap2::Mmap;
+use engine::mapped::Mapped;
 use rayon::prelude::*;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -13,7 +13,7 @@ use std::path::Path;
 
 /// A file of tensors, mapped.
 pub struct TensorFile {
-    map: Mmap,
+    map: Mapped,
 }
 
 /// Mean, standard deviation and extremes of the finite elements, and how many are not finite.
@@ -31,17 +31,22 @@ impl TensorFile {
     /// Maps a file.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let file = File::open(path).during("cannot open", path)?;
-        // SAFETY: the map is only read. If another process shortened the file meanwhile, reading would raise SIGBUS;
-        // checkpoints and models are replaced by renaming, never written in place.
-        let map = unsafe { Mmap::map(&file) }.during("cannot map", path)?;
-        Ok(Self { map })
+        Ok(Self { map: Mapped::new(&file, path)? })
+    }
+
+    /// Whether all that was read so far was there.
+    fn check(&self) -> anyhow::Result<()> {
+        Ok(self.map.check_file()?)
     }
 
     /// Name and content of each tensor, in the order of the file's data.
     pub fn tensors(&self, path: &Path) -> anyhow::Result<Vec<(String, TensorView<'_>)>> {
         let parsed = match SafeTensors::deserialize(&self.map) {
             Ok(parsed) => parsed,
-            Err(e) => bail!("{}: not a whole safetensors file: {e}", path.display()),
+            Err(e) => {
+                self.check()?;
+                bail!("{}: not a whole safetensors file: {e}", path.display())
+            }
         };
         let mut tensors = parsed.tensors();
         tensors.sort_by_key(|(_, view)| view.data().as_ptr() as usize);
@@ -167,6 +172,7 @@ pub fn print_table(path: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
         elements += view.shape().iter().product::<usize>();
         bytes += view.data().len();
     }
+    file.check()?;
     let (tensors, elements) = (format::count(tensors.len() as u64), format::count(elements as u64));
     writeln!(out, "{tensors} tensors, {elements} elements, {}B", format::short(bytes as f64))?;
     Ok(())
@@ -183,6 +189,7 @@ pub fn summary(path: &Path, prefix: &str) -> anyhow::Result<String> {
     let tensors = file.tensors(path)?;
     let chosen = tensors.iter().filter(|(name, _)| name.starts_with(prefix));
     let all = chosen.filter_map(|(_, view)| Statistics::of(view)).fold(Statistics::EMPTY, Statistics::and);
+    file.check()?;
     let count = format::count((all.count + all.nonfinite) as u64);
     if all.count == 0 {
         return Ok(format!("{count} elements{}", all.warning()));

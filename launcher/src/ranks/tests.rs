@@ -178,7 +178,59 @@ fn the_processes_of_a_job_have_one_token_wherever_they_run() {
 }
 
 #[test]
+fn a_job_of_one_machine_meets_nowhere_else() {
+    let meet = |variables: &str| {
+        let variables: Vec<_> = variables.split_whitespace().map(|v| v.split_once('=').unwrap()).collect();
+        find(&variables).unwrap().unwrap().meet.unwrap()
+    };
+    let torchrun = "RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 MASTER_ADDR=node1 MASTER_PORT=29400";
+    assert_eq!(meet(torchrun), "127.0.0.1:29400");
+    assert_eq!(meet(&format!("{torchrun} TORCHELASTIC_USE_AGENT_STORE=True")), "127.0.0.1:29401");
+    let slurm =
+        "SLURM_PROCID=1 SLURM_STEP_NUM_TASKS=2 SLURM_LOCALID=1 SLURM_JOB_ID=7 SLURM_STEP_NODELIST=node1";
+    assert!(meet(&format!("{slurm} SLURM_STEP_TASKS_PER_NODE=2")).starts_with("127.0.0.1:2"));
+    // Those that tell of no machine may be on several.
+    assert!(meet(&format!("{slurm} SLURM_STEP_TASKS_PER_NODE=1(x2)")).starts_with("node1:2"));
+    assert_eq!(meet("RANK=1 WORLD_SIZE=2 MASTER_ADDR=node1 MASTER_PORT=29400"), "node1:29400");
+    assert_eq!(meet("RANK=1 WORLD_SIZE=2 MASTER_ADDR=fd00::2 MASTER_PORT=29400"), "[fd00::2]:29400");
+}
+
+#[test]
+fn a_token_that_is_given_keeps_strangers_out_and_jobs_apart() {
+    let token = |given: &'static str, port| {
+        let by_hand = [("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "n1"), ("MASTER_PORT", port)];
+        let found = find(&[&by_hand[..], &[("BERT_JOB_TOKEN", given)]].concat()).unwrap().unwrap();
+        (found.token, found.guessable)
+    };
+    let (none, given, another) =
+        (token("", "1"), token("0123456789abcdef", "1"), token("0123456789abcdef", "2"));
+    assert!(none.1 && !given.1 && !another.1);
+    assert!(none.0 != given.0 && given.0 != another.0 && given.0.contains("0123456789abcdef"));
+    // A worker has its own from the process that started it.
+    let worker = [(RANK, "0"), (WORLD, "2"), (TOKEN, "drawn"), ("BERT_JOB_TOKEN", "0123456789abcdef")];
+    let found = find(&worker).unwrap().unwrap();
+    assert_eq!((&found.token[..], found.guessable), ("drawn", false));
+    let short = [("RANK", "0"), ("WORLD_SIZE", "2"), ("BERT_JOB_TOKEN", "0123456789abcde")];
+    let said = find(&short).unwrap_err().to_string();
+    assert!(said.contains("BERT_JOB_TOKEN has 15 bytes") && said.contains("at least 16"), "{said}");
+}
+
+#[test]
 fn nonsense_in_the_environment_is_named() {
+    for (port, store, most) in [("0", "", 65535), ("65536", "", 65535), ("65535", "True", 65534)] {
+        let variables = [
+            ("RANK", "0"),
+            ("WORLD_SIZE", "2"),
+            ("MASTER_ADDR", "n1"),
+            ("MASTER_PORT", port),
+            ("TORCHELASTIC_USE_AGENT_STORE", store),
+        ];
+        let said = find(&variables).unwrap_err().to_string();
+        assert!(said.contains(&format!("MASTER_PORT is {port}")), "{said}");
+        assert!(said.contains(&format!("1 to {most}")), "{said}");
+    }
+    let word = [("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "n1"), ("MASTER_PORT", "http")];
+    assert!(find(&word).unwrap_err().to_string().contains("MASTER_PORT is \"http\""));
     for (variables, want) in [
         ([("RANK", "x"), ("WORLD_SIZE", "2")], "RANK is \"x\""),
         ([("RANK", "2"), ("WORLD_SIZE", "2")], "RANK is 2 and WORLD_SIZE is 2"),

@@ -79,7 +79,10 @@ impl Fields<'_> {
             Some(v) if allowed.contains(v) => Ok(()),
             Some(_) => {
                 let allowed: Vec<String> = allowed.iter().map(Value::to_string).collect();
-                let allowed = allowed.join(" or ");
+                let allowed = match allowed.is_empty() {
+                    true => "models without it".to_owned(),
+                    false => allowed.join(" or "),
+                };
                 self.wrong(key, &format!("only {allowed} can be read; choose a BERT encoder's folder"))
             }
         }
@@ -108,7 +111,17 @@ pub(in crate::checkpoint) fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed> 
     fields.only("model_type", &[json!("bert")])?;
     fields.only("position_embedding_type", &[json!("absolute")])?;
     fields.only("is_decoder", &[json!(false)])?;
+    fields.only("is_encoder_decoder", &[json!(false)])?;
     fields.only("add_cross_attention", &[json!(false)])?;
+    fields.only("tie_word_embeddings", &[json!(true)])?;
+    fields.only("pruned_heads", &[json!({}), json!([])])?;
+    fields.only("directionality", &[json!("bidi")])?;
+    if let Some(hidden) = fields.map.get("hidden_size") {
+        // ALBERT's and ELECTRA's configurations are BERT's with a factorized embedding
+        fields.only("embedding_size", std::slice::from_ref(hidden))?;
+    }
+    fields.only("num_hidden_groups", &[])?;
+    fields.only("quantization_config", &[])?;
     let model = ModelConfig {
         layers: fields.size("num_hidden_layers")?,
         hidden: fields.size("hidden_size")?,
@@ -123,6 +136,8 @@ pub(in crate::checkpoint) fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed> 
         layer_norm_eps: fields.number("layer_norm_eps", 1e-12, f64::MIN_POSITIVE, 1.0)?,
         initializer_range: fields.number("initializer_range", 0.02, 0.0, 100.0)?,
         init_from: None,
+        resize_vocab: None,
+        extend_positions: None,
     };
     if !model.hidden.is_multiple_of(2 * model.heads) {
         let (heads, hidden) = (model.heads, model.hidden);

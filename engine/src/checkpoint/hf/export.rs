@@ -9,6 +9,7 @@ use crate::data::tokenize::TokenizerSettings;
 use crate::data::tokenize::files::TOKENIZER_CONFIG;
 use crate::data::vocab::Vocab;
 use crate::error::{During, Error, Result};
+use crate::files::check_vacant;
 use crate::table::TensorTable;
 use serde_json::json;
 use std::fs;
@@ -18,8 +19,8 @@ use std::path::Path;
 const FILES: [&str; 4] = [CONFIG, MODEL, VOCAB, TOKENIZER_CONFIG];
 
 /// Writes config.json, model.safetensors, vocab.txt and tokenizer_config.json. The folder appears whole; a model
-/// folder that is there already is replaced. The decoder's weight and bias are tied to the word embeddings and to
-/// `cls.predictions.bias`: they are not stored twice.
+/// folder that is there already is replaced: it is the run's own, which the trainer makes sure of. The decoder's weight
+/// and bias are tied to the word embeddings and to `cls.predictions.bias`: they are not stored twice.
 ///
 /// # Errors
 /// What the system answers; a vocabulary longer than the model's; a folder there that holds something else.
@@ -35,26 +36,52 @@ pub fn export(
     tokenizer: TokenizerSettings,
 ) -> Result<()> {
     assert_eq!(weights.len(), table.len, "weights have the table's length");
-    export_tensors(dir, model, views("", table, weights), Some(vocab), Some(tokenizer))
+    check_size(vocab, model)?;
+    replaceable(dir)?;
+    let staging = Staging::new(dir)?;
+    write(&staging, model, views("", table, weights), Some(vocab), Some(tokenizer))?;
+    staging.commit()?;
+    Ok(())
 }
 
-/// As [`export`] with some of the tensors `(name, shape, elements)` of a model, and with or without a vocabulary. Where
-/// nobody knows how text is normalized, there is no tokenizer_config.json.
-pub(in crate::checkpoint) fn export_tensors(
+/// As [`export`] with some of the tensors `(name, shape, elements)` of a model, with or without a vocabulary, and where
+/// nothing is yet. Where nobody knows how text is normalized, there is no tokenizer_config.json.
+pub(in crate::checkpoint) fn export_new(
     dir: &Path,
     model: &ModelConfig,
     tensors: Vec<(String, &[usize], &[f32])>,
     vocab: Option<&Vocab>,
     tokenizer: Option<TokenizerSettings>,
 ) -> Result<()> {
-    if let Some(vocab) = vocab.filter(|vocab| vocab.len() > model.vocab_size) {
-        let (count, size) = (vocab.len(), model.vocab_size);
-        let what = "use the vocabulary that the data was prepared with";
-        return Err(Error::config("vocabulary", format!("has {count} tokens, the model {size}; {what}")));
-    }
-    replaceable(dir)?;
+    vocab.map_or(Ok(()), |vocab| check_size(vocab, model))?;
+    vacant(dir)?;
+    let staging = Staging::fresh(dir, &FILES)?;
+    write(&staging, model, tensors, vocab, tokenizer)?;
+    staging.commit_fresh()?;
+    Ok(())
+}
 
-    let staging = Staging::new(dir)?;
+fn check_size(vocab: &Vocab, model: &ModelConfig) -> Result<()> {
+    let (count, size) = (vocab.len(), model.vocab_size);
+    if count <= size {
+        return Ok(());
+    }
+    let what = "use the vocabulary that the data was prepared with";
+    Err(Error::config("vocabulary", format!("has {count} tokens, the model {size}; {what}")))
+}
+
+/// Refuses a folder that [`export_new`] would refuse.
+pub(in crate::checkpoint) fn vacant(dir: &Path) -> Result<()> {
+    check_vacant(dir, "--out")
+}
+
+fn write(
+    staging: &Staging,
+    model: &ModelConfig,
+    tensors: Vec<(String, &[usize], &[f32])>,
+    vocab: Option<&Vocab>,
+    tokenizer: Option<TokenizerSettings>,
+) -> Result<()> {
     let at = |name: &str| staging.path().join(name);
     tensor_file::write(&at(MODEL), ("format", "pt"), &tensors)?;
     write_file(&at(CONFIG), &config::to_bytes(model, vocab.map_or(0, |vocab| vocab.pad as usize)))?;
@@ -64,7 +91,6 @@ pub(in crate::checkpoint) fn export_tensors(
     if let Some(tokenizer) = tokenizer {
         write_file(&at(TOKENIZER_CONFIG), &tokenizer_config(model, tokenizer))?;
     }
-    staging.commit()?;
     Ok(())
 }
 

@@ -1,13 +1,16 @@
 //! Reads a BERT from a Hugging Face folder or from one of our checkpoints.
 
+use super::super::shards::Index;
 use super::super::staging::{Digest, read_small};
 use super::super::tensor_file::{Entry, TensorFile, unsupported};
 use super::super::train_state::{Manifest, STATE};
 use super::super::{CONFIG, MODEL, verify};
-use super::config;
+use super::names::canonical;
+use super::{config, vocabulary};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::table::{Init, Tensor, TensorTable};
+use kernels::cpu::memory::zeros;
 use safetensors::Dtype;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,6 +19,8 @@ const WORD: &str = "bert.embeddings.word_embeddings.weight";
 const BIAS: &str = "cls.predictions.bias";
 const DECODER_WEIGHT: &str = "cls.predictions.decoder.weight";
 const DECODER_BIAS: &str = "cls.predictions.decoder.bias";
+/// Beside the files of a model that is saved in several.
+const INDEX: &str = "model.safetensors.index.json";
 
 /// A model from elsewhere.
 #[derive(Debug, Clone)]
@@ -30,6 +35,8 @@ pub struct Imported {
     pub missing: Vec<String>,
     /// Tensors of the file that the model has no place for, a classifier for example.
     pub ignored: Vec<String>,
+    /// The files of weights that were read.
+    pub files: Vec<PathBuf>,
 }
 
 impl Imported {
@@ -42,7 +49,10 @@ impl Imported {
         match self.table.tensors.iter().find(broken) {
             None => Ok(()),
             Some(tensor) => Err(Error::file(
-                dir.join(MODEL),
+                match self.files.as_slice() {
+                    [file] => file.as_path(),
+                    _ => dir,
+                },
                 format!(
                     "{} holds a value that is not finite; fetch the file again or choose another",
                     tensor.name
@@ -64,17 +74,18 @@ enum Target {
     Ignored,
 }
 
-/// Reads a model folder. Tensors may be f32, f16 or bf16, with or without the prefix `bert.`, layernorm's named
-/// `gamma` and `beta` as in old checkpoints. In a checkpoint of ours the checksums are verified too.
+/// Reads a model folder, whose weights may lie in several files with an index. Tensors may be f32, f16 or bf16, with or
+/// without the prefix `bert.` and those of wrappers, layernorm's named `gamma` and `beta` as in old checkpoints. In a
+/// checkpoint of ours the checksums are verified too.
 ///
 /// # Errors
 /// Names file, field and number: another model family, an unknown activation, sizes that make no sense or do not go
-/// with the tensors, a missing file or tensor, a wrong shape or type, a decoder that is not tied.
+/// with the tensors, a missing file or tensor, a wrong shape or type, a decoder that is not tied, a vocab.txt of another
+/// size.
 pub fn import(dir: &Path) -> Result<Imported> {
-    let (config_path, model_path) = find(dir)?;
+    let (config_path, mut files) = find(dir)?;
     let bytes = read_small(&config_path, config::LIMIT)?;
     let parsed = config::parse(&config_path, &bytes)?;
-    let mut file = TensorFile::open(&model_path)?;
     let manifest = dir.join(STATE).is_file().then(|| Manifest::read(dir)).transpose()?;
     let checked = |name: &str, path: &Path, found: &Digest| match manifest.as_ref().map(|m| m.files.get(name))
     {
@@ -86,7 +97,8 @@ pub fn import(dir: &Path) -> Result<Imported> {
     };
     checked(CONFIG, &config_path, &Digest::of(&bytes))?;
 
-    let (elements, available) = (parsed.encoder_elements(), file.data_bytes());
+    let elements = parsed.encoder_elements();
+    let available: u64 = files.iter().map(TensorFile::data_bytes).sum();
     if elements * 2 > u128::from(available) {
         return Err(Error::file(
             &config_path,
@@ -98,16 +110,21 @@ pub fn import(dir: &Path) -> Result<Imported> {
     }
     let model = parsed.0;
     let table = TensorTable::new(&model);
-    let plan = Plan::new(&model_path, &model, &table, &file.entries)?;
-    let weights = plan.read(&model_path, &table, &mut file)?;
-    checked(MODEL, &model_path, &file.digest())?;
+    let plan = Plan::new(&model, &table, &files)?;
+    let weights = plan.read(&table, &mut files)?;
+    for file in &files {
+        checked(MODEL, file.path(), &file.digest())?;
+    }
+    let row = |number: usize| &weights[table.word.start + number * model.hidden..][..model.hidden];
+    vocabulary::check_beside(dir, model.vocab_size, |number| row(number).iter().all(|&x| x == 0.0))?;
     let Plan { missing, ignored, .. } = plan;
-    Ok(Imported { model, table, weights, missing, ignored })
+    let files = files.iter().map(|file| file.path().to_owned()).collect();
+    Ok(Imported { model, table, weights, missing, ignored, files })
 }
 
-/// The two files of a model folder, or what to do instead.
-fn find(dir: &Path) -> Result<(PathBuf, PathBuf)> {
-    let (config, model) = (dir.join(CONFIG), dir.join(MODEL));
+/// config.json and the open files of a model folder, or what to do instead.
+fn find(dir: &Path) -> Result<(PathBuf, Vec<TensorFile>)> {
+    let (config, model, index) = (dir.join(CONFIG), dir.join(MODEL), dir.join(INDEX));
     if !dir.is_dir() {
         return Err(Error::file(dir, "is not a folder; name a model folder or a checkpoint folder"));
     }
@@ -119,35 +136,34 @@ fn find(dir: &Path) -> Result<(PathBuf, PathBuf)> {
         };
         return Err(Error::file(dir, format!("holds no {CONFIG}; {remedy}")));
     }
-    if !model.is_file() {
-        let others =
-            ["model.safetensors.index.json", "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"];
-        let found = others.iter().find(|name| dir.join(name).is_file());
-        let found = found.map(|name| format!(", only {name}")).unwrap_or_default();
-        return Err(Error::file(
-            dir,
-            format!("holds no {MODEL}{found}; save the model as one safetensors file with save_pretrained"),
-        ));
+    if model.is_file() {
+        return Ok((config, vec![TensorFile::open(&model)?]));
     }
-    Ok((config, model))
-}
-
-/// The name in the table for a name in a file.
-pub(in crate::checkpoint) fn canonical(name: &str) -> String {
-    let mut full = match ["embeddings.", "encoder.", "pooler."].iter().any(|p| name.starts_with(p)) {
-        true => format!("bert.{name}"),
-        false => name.to_owned(),
-    };
-    for (old, new) in [("LayerNorm.gamma", "weight"), ("LayerNorm.beta", "bias")] {
-        if full.ends_with(old) {
-            full.truncate(full.rfind('.').map_or(0, |dot| dot + 1));
-            full.push_str(new);
+    if index.is_file() {
+        let index = Index::read(&index)?;
+        let files = index.files().iter().map(|path| TensorFile::open(path)).collect::<Result<Vec<_>>>()?;
+        index.check(files.iter().map(|file| {
+            let names = file.entries.iter().map(|entry| entry.name.as_str());
+            (file.path(), names.collect())
+        }))?;
+        return Ok((config, files));
+    }
+    let others = ["pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack"];
+    let found = others.into_iter().find(|name| dir.join(name).is_file());
+    let remedy = match found {
+        Some(name) if name.starts_with("pytorch_model") => {
+            format!(
+                "make a folder that does of it with `launcher import pytorch {} --out DIR`",
+                dir.display()
+            )
         }
-    }
-    full
+        _ => "save the model with save_pretrained, which writes it".to_owned(),
+    };
+    let found = found.map(|name| format!(", only {name}")).unwrap_or_default();
+    Err(Error::file(dir, format!("holds no {MODEL}{found}; {remedy}")))
 }
 
-/// What becomes of each tensor of the file, in its order.
+/// What becomes of each tensor of the files, in their order.
 struct Plan {
     targets: Vec<Target>,
     missing: Vec<String>,
@@ -155,12 +171,14 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(path: &Path, model: &ModelConfig, table: &TensorTable, entries: &[Entry]) -> Result<Self> {
+    fn new(model: &ModelConfig, table: &TensorTable, files: &[TensorFile]) -> Result<Self> {
         let numbers: HashMap<&str, usize> =
             table.tensors.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
         let mut from: HashMap<String, &str> = HashMap::new();
         let (mut targets, mut ignored) = (Vec::new(), Vec::new());
-        for entry in entries {
+        let entries =
+            files.iter().flat_map(|file| file.entries.iter().map(move |entry| (file.path(), entry)));
+        for (path, entry) in entries {
             let name = canonical(&entry.name);
             let (target, shape) = match (numbers.get(name.as_str()), name.as_str()) {
                 (Some(&i), _) => (Target::Table(i), Some(table.tensors[i].shape.clone())),
@@ -172,6 +190,10 @@ impl Plan {
                 (_, other) if other.starts_with("bert.encoder.layer.") => {
                     let layers = model.layers;
                     let what = format!("{} has no place in {layers} layers; compare {CONFIG}", entry.name);
+                    return Err(Error::file(path, what));
+                }
+                (_, other) if other.starts_with("bert.encoder.") || other.starts_with("bert.embeddings.") => {
+                    let what = format!("{} is no part of a BERT encoder; choose another model", entry.name);
                     return Err(Error::file(path, what));
                 }
                 _ => {
@@ -198,7 +220,7 @@ impl Plan {
         if let Some(first) = needed.first() {
             let count = needed.len();
             return Err(Error::file(
-                path,
+                files[0].path(),
                 format!(
                     "{first} is missing ({count} in all); choose a folder that holds a whole BERT encoder"
                 ),
@@ -207,30 +229,33 @@ impl Plan {
         Ok(Self { targets, missing, ignored })
     }
 
-    fn read(&self, path: &Path, table: &TensorTable, file: &mut TensorFile) -> Result<Vec<f32>> {
-        let mut weights = vec![0.0; table.len];
+    fn read(&self, table: &TensorTable, files: &mut [TensorFile]) -> Result<Vec<f32>> {
+        let mut weights = zeros("weights", table.len)?;
         for tensor in table.tensors.iter().filter(|t| t.init == Init::Ones) {
             weights[tensor.range()].fill(1.0);
         }
         let mut copies = Vec::new();
         let mut bias_found = false;
-        for target in &self.targets {
-            match target {
-                Target::Table(i) => {
-                    let tensor = &table.tensors[*i];
-                    bias_found |= tensor.name == BIAS;
-                    file.read(&mut weights[tensor.range()])?;
+        let mut targets = self.targets.iter();
+        for file in files {
+            for target in targets.by_ref().take(file.entries.len()) {
+                match target {
+                    Target::Table(i) => {
+                        let tensor = &table.tensors[*i];
+                        bias_found |= tensor.name == BIAS;
+                        file.read(&mut weights[tensor.range()])?;
+                    }
+                    Target::Tied(name) => {
+                        let Some(tensor) = table.find(name) else { continue };
+                        let mut copy = vec![0.0; tensor.len()];
+                        file.read(&mut copy)?;
+                        copies.push((file.path().to_owned(), tensor, copy));
+                    }
+                    Target::Buffer | Target::Ignored => file.skip()?,
                 }
-                Target::Tied(name) => {
-                    let Some(tensor) = table.find(name) else { continue };
-                    let mut copy = vec![0.0; tensor.len()];
-                    file.read(&mut copy)?;
-                    copies.push((tensor, copy));
-                }
-                Target::Buffer | Target::Ignored => file.skip()?,
             }
         }
-        for (tensor, copy) in copies {
+        for (path, tensor, copy) in copies {
             let own = &mut weights[tensor.range()];
             if tensor.name == BIAS && !bias_found {
                 own.copy_from_slice(&copy);

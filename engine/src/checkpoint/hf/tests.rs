@@ -204,6 +204,15 @@ fn a_config_that_does_not_fit_is_an_error_with_field_number_and_remedy() {
         ("hidden_act", Some(json!("relu")), "hidden_act: \"relu\", expected gelu (erf) or gelu_new"),
         ("is_decoder", Some(json!(true)), "is_decoder: true, only false"),
         ("position_embedding_type", Some(json!("relative_key")), "only \"absolute\" can be read"),
+        ("hidden_act", Some(json!("silu")), "hidden_act: \"silu\", expected gelu (erf) or gelu_new"),
+        ("tie_word_embeddings", Some(json!(false)), "tie_word_embeddings: false, only true can be read"),
+        ("pruned_heads", Some(json!({"0": [1]})), "pruned_heads: {\"0\":[1]}, only {} or [] can be read"),
+        ("is_encoder_decoder", Some(json!(true)), "is_encoder_decoder: true, only false"),
+        ("add_cross_attention", Some(json!(true)), "add_cross_attention: true, only false"),
+        ("embedding_size", Some(json!(4)), "embedding_size: 4, only 8 can be read"),
+        ("directionality", Some(json!("left")), "directionality: \"left\", only \"bidi\""),
+        ("quantization_config", Some(json!({"bits": 8})), "only models without it can be read"),
+        ("type_vocab_size", Some(json!(0)), "type_vocab_size: 0, expected a whole number from 1"),
         ("num_hidden_layers", Some(json!(0)), "num_hidden_layers: 0, expected a whole number from 1"),
         (
             "num_hidden_layers",
@@ -261,4 +270,51 @@ fn a_folder_that_is_not_a_models_names_the_remedy() {
     assert!(error(folder.dir.path()).contains(&format!("name {} instead", folder.path().display())));
     assert!(error(&folder.vocab()).contains("is not a folder"));
     assert!(error(&folder.dir.path().join("nowhere")).contains("is not a folder"));
+}
+
+#[test]
+fn names_of_wrapped_models_are_read() {
+    let folder = Folder::exported();
+    for prefix in ["module.", "model.", "module._orig_mod."] {
+        folder.rewrite(|name, shape, data| vec![f32_tensor(format!("{prefix}{name}"), shape, data)]);
+        let imported = import(&folder.path()).unwrap();
+        assert_eq!(
+            (imported.weights, imported.missing, imported.ignored),
+            (folder.weights.clone(), vec![], vec![])
+        );
+    }
+    folder.rewrite(|name, shape, data| {
+        let extra = f32_tensor("bert.embeddings.rotary.weight".to_owned(), vec![1], &[0.0]);
+        let more = if name.contains("word") { vec![extra] } else { vec![] };
+        [vec![f32_tensor(name.to_owned(), shape, data)], more].concat()
+    });
+    assert!(folder.error().contains("bert.embeddings.rotary.weight is no part of a BERT encoder"));
+}
+
+#[test]
+fn the_vocabulary_beside_a_model_has_its_size_or_leaves_padding() {
+    let folder = Folder::exported();
+    let vocab = folder.path().join("vocab.txt");
+    for (tokens, fits) in [(11, true), (12, false), (9, false), (10, false), (3, false)] {
+        fs::write(&vocab, "x\n".repeat(tokens)).unwrap();
+        match import(&folder.path()) {
+            Ok(imported) => assert!(fits, "{tokens} of {}", imported.model.vocab_size),
+            Err(e) => {
+                let expected =
+                    format!("vocab.txt: has {tokens} tokens, the model 11 (vocab_size in config.json); ");
+                assert!(!fits && e.to_string().contains(&expected), "{e}");
+            }
+        }
+    }
+    fs::write(folder.path().join("added_tokens.json"), "{}").unwrap();
+    assert!(folder.error().contains("append the tokens of added_tokens.json"), "{}", folder.error());
+    // rows of zeros are padding, however many
+    folder.rewrite(|name, shape, data| {
+        let mut data = data.to_vec();
+        if name.contains("word") {
+            data[3 * 8..].fill(0.0);
+        }
+        vec![f32_tensor(name.to_owned(), shape, &data)]
+    });
+    assert_eq!(import(&folder.path()).unwrap().model.vocab_size, 11);
 }

@@ -1,9 +1,10 @@
 //! TensorFlow's checkpoints of version 2, "bundles": `PREFIX.index`, a sorted table of what each variable is and where
 //! it lies, and `PREFIX.data-00000-of-00001`, the plain little-endian elements.
 
+use super::locate::{INDEX, with_suffix};
 use super::source::{Dtype, Source, Stored, Stretch, outside};
-use super::sstable;
 use super::wire::{Entry, Header};
+use super::{sstable, tensorflow2};
 use crate::checkpoint::staging::read_small;
 use crate::error::{During, Error, Result};
 use std::fs::{self, File};
@@ -13,7 +14,6 @@ use std::path::{Path, PathBuf};
 const VERSION: u64 = 1;
 /// More files than any checkpoint has.
 const MAX_SHARDS: u64 = 10_000;
-const INDEX: &str = "index";
 
 struct Shard {
     path: PathBuf,
@@ -26,47 +26,13 @@ pub(super) struct Bundle {
     shards: Vec<Shard>,
     entries: Vec<Entry>,
     tensors: Vec<Stored>,
-}
-
-/// `PREFIX` and `.suffix`, whatever dots the prefix has.
-fn with_suffix(prefix: &Path, suffix: &str) -> PathBuf {
-    let mut name = prefix.as_os_str().to_owned();
-    name.push(".");
-    name.push(suffix);
-    PathBuf::from(name)
-}
-
-/// The prefix for what a user named: the prefix, or its `.index`.
-fn prefix(named: &Path) -> Result<PathBuf> {
-    let prefix = match named.extension() {
-        Some(extension) if extension == INDEX => named.with_extension(""),
-        _ => named.to_owned(),
-    };
-    if with_suffix(&prefix, INDEX).is_file() {
-        return Ok(prefix);
-    }
-    let folder = match named.is_dir() {
-        true => named,
-        false => named.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")),
-    };
-    let files = fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut found: Vec<_> = files.filter(|path| path.extension().is_some_and(|e| e == INDEX)).collect();
-    found.sort();
-    let remedy = match found.first() {
-        Some(path) => format!("name {} instead", path.with_extension("").display()),
-        None => "name the part of the files' names before .index".to_owned(),
-    };
-    let index = with_suffix(&prefix, INDEX);
-    let what =
-        if named.is_dir() { "is a folder, not a checkpoint's prefix" } else { "there is no such file" };
-    Err(Error::file(if named.is_dir() { named } else { &index }, format!("{what}; {remedy}")))
+    heads: Option<usize>,
 }
 
 impl Bundle {
-    /// Reads the index and looks at the size of the data files.
-    pub(super) fn open(named: &Path) -> Result<Self> {
-        let prefix = prefix(named)?;
-        let index = with_suffix(&prefix, INDEX);
+    /// Reads the index of a prefix and looks at the size of the data files.
+    pub(super) fn open(prefix: &Path) -> Result<Self> {
+        let index = with_suffix(prefix, INDEX);
         let bytes = read_small(&index, sstable::LIMIT)?;
         let damaged = |what: String| {
             Error::file(&index, format!("not a whole TensorFlow index: {what}; fetch the checkpoint again"))
@@ -77,22 +43,24 @@ impl Bundle {
             _ => return Err(damaged("its first entry is no header".to_owned())),
         };
         check_header(&index, &header)?;
-        let (mut entries, mut tensors) = (Vec::new(), Vec::new());
+        let (mut entries, mut tensors, mut heads) = (Vec::new(), Vec::new(), None);
         for (key, value) in table {
             let name = String::from_utf8_lossy(&key).into_owned();
             let entry = Entry::parse(&value).map_err(|what| damaged(format!("{name}: {what}")))?;
             let shape: Option<Vec<usize>> = entry.shape.iter().map(|&n| usize::try_from(n).ok()).collect();
             let shape = shape.ok_or_else(|| damaged(format!("{name}: shape {:?}", entry.shape)))?;
+            let (shape, told) = tensorflow2::joined(&name, shape);
+            heads = heads.or(told);
             tensors.push(Stored { name, shape, dtype: dtype(entry.dtype) });
             entries.push(entry);
         }
         let shard = |number| {
-            let path = with_suffix(&prefix, &format!("data-{number:05}-of-{:05}", header.shards));
+            let path = with_suffix(prefix, &format!("data-{number:05}-of-{:05}", header.shards));
             let bytes = fs::metadata(&path).during("cannot read", &path)?.len();
             Ok(Shard { path, bytes })
         };
         let shards = (0..header.shards).map(shard).collect::<Result<_>>()?;
-        Ok(Self { index, shards, entries, tensors })
+        Ok(Self { index, shards, entries, tensors, heads })
     }
 
     fn place(&self, number: usize) -> Result<(&Entry, &Stored, &Shard)> {
@@ -164,6 +132,10 @@ impl Source for Bundle {
 
     fn has_checksums(&self) -> bool {
         true
+    }
+
+    fn heads(&self) -> Option<usize> {
+        self.heads
     }
 
     fn check(&self, number: usize) -> Result<()> {

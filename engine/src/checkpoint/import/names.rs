@@ -1,5 +1,6 @@
 //! What a foreign tensor's name says about its place in the model.
 
+use super::tensorflow2;
 use crate::checkpoint::hf::canonical;
 use crate::config::{ModelConfig, Preset};
 use crate::table::TensorTable;
@@ -9,8 +10,6 @@ use std::sync::LazyLock;
 pub(super) const WORD: &str = "bert.embeddings.word_embeddings.weight";
 pub(super) const MLM_BIAS: &str = "cls.predictions.bias";
 const LAYER: &str = "bert.encoder.layer.";
-/// What data-parallel wrappers, torch.compile and NVIDIA's split of the model in two put before names.
-const WRAPPERS: [&str; 4] = ["module.", "_orig_mod.", "bert_model_segment.", "heads_only_segment."];
 /// Numbers that optimizers and training loops of TensorFlow keep beside the weights.
 const COUNTERS: [&str; 3] = ["global_step", "beta1_power", "beta2_power"];
 
@@ -28,7 +27,7 @@ pub enum Role {
     Tied(&'static str),
     /// An optimizer's moments and counters, or a constant of the model: nothing that a model's weights need.
     State,
-    /// Part of a layer that BERT does not have.
+    /// Part of an encoder that BERT does not have.
     Foreign,
     /// Anything else, a classifier for example.
     Unknown,
@@ -53,15 +52,21 @@ fn is_parameter(name: &str) -> bool {
     canonical && NAMES.contains(&format!("{LAYER}0.{rest}"))
 }
 
-/// For the names of Google's BERT in TensorFlow 1.
+/// For the names of Google's BERT in TensorFlow 1, and of its encoder in TensorFlow 2.
 pub(super) fn tensorflow(name: &str) -> Role {
+    if tensorflow2::is_state(name) {
+        return Role::State;
+    }
+    if let Some((name, transposed)) = tensorflow2::parameter(name).filter(|(name, _)| is_parameter(name)) {
+        return Role::Parameter { name, transposed };
+    }
     if let Some((name, transposed)) = tensorflow_parameter(name) {
         return Role::Parameter { name, transposed };
     }
     let below_parameter = name.rsplit_once('/').is_some_and(|(of, _)| tensorflow_parameter(of).is_some());
     if below_parameter || COUNTERS.contains(&name) {
         Role::State
-    } else if name.starts_with("bert/encoder/layer_") {
+    } else if name.starts_with("bert/encoder/") || name.starts_with("bert/embeddings/") {
         Role::Foreign
     } else {
         Role::Unknown
@@ -94,10 +99,6 @@ fn tensorflow_parameter(name: &str) -> Option<(String, bool)> {
 
 /// For the names of PyTorch's BERTs: Hugging Face's, old and new, and NVIDIA's.
 pub(super) fn pytorch(name: &str) -> Role {
-    let mut name = name;
-    while let Some(rest) = WRAPPERS.iter().find_map(|wrapper| name.strip_prefix(wrapper)) {
-        name = rest;
-    }
     // NVIDIA's products with the activation in the same kernel
     let full = canonical(&name.replace(".dense_act.", ".dense."));
     match full.as_str() {
@@ -105,7 +106,7 @@ pub(super) fn pytorch(name: &str) -> Role {
         "cls.predictions.decoder.bias" => Role::Tied(MLM_BIAS),
         "bert.embeddings.position_ids" | "bert.embeddings.token_type_ids" => Role::State,
         _ if is_parameter(&full) => Role::Parameter { name: full, transposed: false },
-        _ if full.starts_with(LAYER) => Role::Foreign,
+        _ if ["bert.encoder.", "bert.embeddings."].iter().any(|part| full.starts_with(part)) => Role::Foreign,
         _ => Role::Unknown,
     }
 }

@@ -1,12 +1,13 @@
 //! From a foreign checkpoint's tensors to a model's table: what is there, what is missing, and the reading.
 
 use super::names::{MLM_BIAS, Role, WORD};
-use super::sizes::{Found, Given, configure, cut_vocabulary};
+use super::sizes::{Found, Given, Padding, configure, fit_vocabulary};
 use super::source::{Dtype, Source, Stored};
 use crate::checkpoint::hf::config::Parsed;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::table::{Init, Tensor, TensorTable};
+use kernels::cpu::memory::zeros;
 
 /// Where one tensor of the file goes.
 struct Placement {
@@ -28,8 +29,8 @@ pub(super) struct Plan {
     pub(super) ignored: Vec<String>,
     /// How many tensors are an optimizer's or a training loop's.
     pub(super) state: usize,
-    /// Rows of zeros behind the vocabulary that are left out.
-    pub(super) cut_rows: usize,
+    /// Rows behind the vocabulary.
+    pub(super) padding: Option<Padding>,
 }
 
 /// Refuses elements that are no floats.
@@ -86,7 +87,7 @@ impl Plan {
         let found = Found::new(source, role)?;
         let sizes = found.sizes(source)?;
         let mut model = configure(source, &sizes, given)?;
-        cut_vocabulary(source, &found, &sizes, given, &mut model)?;
+        let padding = fit_vocabulary(source, &found, &sizes, given, &mut model)?;
         let parsed = Parsed(model);
         let (elements, bytes) = (parsed.encoder_elements(), source.data_bytes());
         if elements * 2 > u128::from(bytes) {
@@ -126,9 +127,8 @@ impl Plan {
                 format!("{first} is missing ({count} in all); choose a file that holds a whole BERT encoder"),
             ));
         }
-        let cut_rows = sizes.rows - model.vocab_size;
         let (ignored, state) = (found.ignored, found.state);
-        Ok(Self { model, table, placements, tied, missing, ignored, state, cut_rows })
+        Ok(Self { model, table, placements, tied, missing, ignored, state, padding })
     }
 
     /// Tensors of the file that become the model's.
@@ -138,7 +138,7 @@ impl Plan {
 
     /// Reads the weights [table.len]: padding is 0, a missing tensor 0 and a missing layernorm weight 1.
     pub(super) fn read(&self, source: &mut dyn Source) -> Result<Vec<f32>> {
-        let mut weights = vec![0.0; self.table.len];
+        let mut weights = zeros("weights", self.table.len)?;
         for tensor in self.table.tensors.iter().filter(|t| t.init == Init::Ones) {
             weights[tensor.range()].fill(1.0);
         }

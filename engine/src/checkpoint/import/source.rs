@@ -89,6 +89,11 @@ pub(super) trait Source {
     /// Whether the format carries checksums, which [`Self::read`] verifies.
     fn has_checksums(&self) -> bool;
 
+    /// The number of attention heads, where shapes tell it.
+    fn heads(&self) -> Option<usize> {
+        None
+    }
+
     /// Refuses a tensor whose elements do not lie in the file as its shape and type say.
     fn check(&self, number: usize) -> Result<()>;
 

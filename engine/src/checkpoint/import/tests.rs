@@ -9,6 +9,9 @@ use std::fs;
 use tempfile::TempDir;
 
 mod archives;
+mod folders;
+mod objects;
+mod padding;
 mod pickles;
 mod tables;
 
@@ -18,7 +21,8 @@ pub(super) fn sample(name: &str) -> PathBuf {
 }
 
 fn options() -> Options {
-    Options { config: Some(sample("twin/config.json")), vocab: Some(sample("twin/vocab.txt")), gelu: None }
+    let [config, vocab] = ["twin/config.json", "twin/vocab.txt"].map(|name| Some(sample(name)));
+    Options { config, vocab, ..Options::default() }
 }
 
 fn twin() -> hf::Imported {
@@ -70,7 +74,7 @@ fn logits(model: &ModelConfig, weights: &[f32]) -> Vec<f64> {
 fn a_bundle_is_read_exactly_and_predicts_what_its_twin_does() {
     let converted = read(Framework::TensorFlow, &sample("tiny"), &options()).unwrap();
     assert_is_twin(&converted);
-    assert_eq!((converted.read, converted.state, converted.cut_rows), (46, 2 * 46 + 3, 0));
+    assert_eq!((converted.read, converted.state, converted.padding), (46, 2 * 46 + 3, None));
     assert!(converted.ignored.is_empty() && converted.has_checksums);
     assert_eq!(converted.model.gelu, Gelu::Tanh);
     let twin = twin();
@@ -109,7 +113,7 @@ fn the_number_of_tensors_is_the_benchmarks() {
         ("bert/encoder/layer_01/output/dense/kernel", Role::Foreign),
         ("bert.pooler.dense/kernel", Role::Unknown),
         ("output_weights", Role::Unknown),
-        ("bert/embeddings/LayerNorm/kernel", Role::Unknown),
+        ("bert/embeddings/LayerNorm/kernel", Role::Foreign),
     ] {
         assert_eq!(names::tensorflow(name), role, "{name}");
     }
@@ -161,7 +165,7 @@ fn nvidias_padded_half_precision_checkpoint_is_cut_to_the_vocabulary() {
     let nvidia = sample("nvidia.pt");
     let converted = read(Framework::PyTorch, &nvidia, &options()).unwrap();
     assert_is_twin(&converted);
-    assert_eq!(converted.cut_rows, 3);
+    assert_eq!(converted.padding, Some(Padding { tokens: 29, rows: 3, zeros: true, kept: false }));
     // the configuration alone is enough, and so is the vocabulary alone
     let config = Options { vocab: None, ..options() };
     assert_is_twin(&read(Framework::PyTorch, &nvidia, &config).unwrap());
@@ -173,13 +177,13 @@ fn nvidias_padded_half_precision_checkpoint_is_cut_to_the_vocabulary() {
     assert_is_twin(&read(Framework::PyTorch, &nvidia, &padded).unwrap());
     // without either they stay
     let kept = read(Framework::PyTorch, &nvidia, &Options { vocab: None, ..padded }).unwrap();
-    assert_eq!((kept.model.vocab_size, kept.cut_rows), (32, 0));
-    // rows that are not zeros are never cut
-    fs::write(&path, text.replace("\"vocab_size\": 29", "\"vocab_size\": 28")).unwrap();
-    let short = Options { config: Some(path), vocab: None, gelu: None };
+    assert_eq!((kept.model.vocab_size, kept.padding), (32, None));
+    // rows that are not zeros are cut only where they are few
+    fs::write(&path, text.replace("\"vocab_size\": 29", "\"vocab_size\": 20")).unwrap();
+    let short = Options { config: Some(path), ..Options::default() };
     let message = error(Framework::PyTorch, &nvidia, &short);
     assert!(
-        message.contains("vocab_size: 28, the word embeddings have 32 rows, up to row 29 not all 0"),
+        message.contains("vocab_size: 20, the word embeddings have 32 rows, up to row 29 not all 0"),
         "{message}"
     );
 }
@@ -202,15 +206,16 @@ fn an_encoder_without_heads_says_what_is_missing_and_exports_only_what_is_there(
 #[test]
 fn what_is_exported_is_what_was_read() {
     let dir = TempDir::new().unwrap();
-    let out = dir.path().join("model");
     let without = Options { vocab: None, ..options() };
     for (options, has_vocab) in [(without, false), (options(), true)] {
+        let out = dir.path().join(format!("model-{has_vocab}"));
         let converted = read(Framework::TensorFlow, &sample("tiny"), &options).unwrap();
         converted.export(&out).unwrap();
         let imported = hf::import(&out).unwrap();
         assert_eq!((&imported.model, &imported.weights), (&converted.model, &twin().weights));
         assert_eq!(out.join("vocab.txt").exists(), has_vocab);
     }
+    let out = dir.path().join("model-true");
     fs::write(out.join("thesis.tex"), "").unwrap();
     assert!(check_target(&out).is_err());
 }
@@ -255,7 +260,7 @@ fn a_configuration_that_does_not_fit_is_an_error_with_both_numbers() {
     let words = fs::read_to_string(sample("twin/vocab.txt")).unwrap();
     fs::write(&vocab, words + "more\n").unwrap();
     let message = error(Framework::PyTorch, &sample("zip.bin"), &Options { vocab: Some(vocab), ..options() });
-    assert!(message.contains("it has 30 tokens, the model 29"), "{message}");
+    assert!(message.contains("has 30 tokens, the model 29"), "{message}");
 }
 
 #[test]
@@ -264,15 +269,14 @@ fn paths_that_name_no_checkpoint_get_a_remedy() {
     let none = Options::default();
     let tensorflow = |path: &Path| error(Framework::TensorFlow, path, &none);
     let instead = format!("name {} instead", prefix.display());
-    assert!(tensorflow(dir.path()).contains(&instead), "{}", tensorflow(dir.path()));
     assert!(tensorflow(&prefix.with_extension("data-00000-of-00002")).contains(&instead));
     assert!(tensorflow(&dir.path().join("none/at")).contains("before .index"));
     fs::remove_file(dir.path().join("tiny.data-00001-of-00002")).unwrap();
     assert!(tensorflow(&prefix).contains("tiny.data-00001-of-00002: cannot read"));
     let pytorch = |path: &Path| error(Framework::PyTorch, path, &none);
-    assert!(pytorch(dir.path()).contains("is a folder; name the .bin or .pt file"));
+    assert!(pytorch(dir.path()).contains("take launcher import tf-checkpoint"), "{}", pytorch(dir.path()));
     assert!(pytorch(&prefix.with_extension("index")).contains("neither a zip archive nor"));
-    assert!(pytorch(&dir.path().join("none")).contains("none: cannot open"));
+    assert!(pytorch(&dir.path().join("none")).contains("none: cannot read"));
 }
 
 #[test]

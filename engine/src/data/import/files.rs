@@ -2,6 +2,7 @@
 
 use super::ImportFormat;
 use crate::error::{During, Error, Result};
+use crate::files::check_regular;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -43,6 +44,7 @@ fn walk(path: &Path, depth: usize, format: ImportFormat, files: &mut Vec<InputFi
     let metadata = std::fs::metadata(path).during("cannot read the input", path)?;
     if !metadata.is_dir() {
         if depth == 0 || is_wanted(path, format) {
+            check_regular(path)?;
             let modified = metadata.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
             let modified = modified.map_or(0, |t| t.as_nanos() as u64);
             files.push(InputFile { path: path.to_owned(), bytes: metadata.len(), modified });

@@ -4,7 +4,7 @@ use super::files::InputFile;
 use super::skipped::Skipped;
 use super::{ImportConfig, ImportFormat, options};
 use crate::data::prepare::staging::{JOURNAL, JOURNAL_ASIDE};
-use crate::data::shards::{SplitManifest, verify};
+use crate::data::shards::{InputRecord, SplitManifest, TextCounts, verify};
 use crate::data::vocab::Vocab;
 use crate::error::{During, Error, Result};
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,10 @@ struct FileIdentity {
     path: PathBuf,
     bytes: u64,
     modified: u64,
+    /// See [`InputRecord::xxh3`]. A journal of an earlier version has none and is of no use: path, size and time do not tell
+    /// whether a file was edited.
+    #[serde(default)]
+    xxh3: Option<String>,
 }
 
 /// What an import must have in common with the one that left a journal.
@@ -42,11 +46,20 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    pub fn new(config: &ImportConfig, train: &[InputFile], eval: &[InputFile], vocab: &Vocab) -> Self {
-        let files = |files: &[InputFile]| {
-            let identity =
-                |f: &InputFile| FileIdentity { path: f.path.clone(), bytes: f.bytes, modified: f.modified };
-            files.iter().map(identity).collect()
+    /// Of files and what they hold.
+    pub fn new(
+        config: &ImportConfig,
+        [train, eval]: [(&[InputFile], &[InputRecord]); 2],
+        vocab: &Vocab,
+    ) -> Self {
+        let files = |(files, records): (&[InputFile], &[InputRecord])| {
+            let identity = |(f, record): (&InputFile, &InputRecord)| FileIdentity {
+                path: f.path.clone(),
+                bytes: f.bytes,
+                modified: f.modified,
+                xxh3: record.xxh3.clone(),
+            };
+            files.iter().zip(records).map(identity).collect()
         };
         Self {
             tool_version: env!("CARGO_PKG_VERSION").into(),
@@ -77,6 +90,9 @@ pub(super) struct Journal {
     pub eval: SplitManifest,
     /// Of the text before that block, as all that follows.
     pub unigrams: Vec<u64>,
+    /// Of both splits.
+    #[serde(default)]
+    pub texts: [TextCounts; 2],
     pub skipped: Skipped,
     /// Most masks of a sequence.
     pub predictions: usize,
@@ -89,7 +105,7 @@ impl Journal {
         dir: &Path,
         identity: &Identity,
         vocab: &Vocab,
-        max_seq_length: usize,
+        (max_seq_length, labels): (usize, bool),
         skip_bad: bool,
     ) -> Result<Option<Self>> {
         let Ok(text) = std::fs::read_to_string(dir.join(JOURNAL)) else { return Ok(None) };
@@ -101,7 +117,7 @@ impl Journal {
             .filter(|j| j.max_seq_length == max_seq_length && (skip_bad || j.skipped.is_empty()));
         let Some(journal) = journal else { return Ok(None) };
         let shards: Vec<_> = journal.train.shards.iter().chain(&journal.eval.shards).cloned().collect();
-        let options = options_of(&journal);
+        let options = options_of(&journal, labels);
         if let Err(error) = verify(dir, &shards, vocab, &options) {
             tracing::warn!("starting over: {error}");
             return Ok(None);
@@ -147,8 +163,8 @@ impl Journal {
     }
 }
 
-/// What the shards of a journal were written with.
-fn options_of(journal: &Journal) -> crate::config::PrepareConfig {
+/// What the shards of a journal were written with, by an import of files with or without next-sentence labels.
+fn options_of(journal: &Journal, labels: bool) -> crate::config::PrepareConfig {
     let config = ImportConfig {
         format: journal.identity.format,
         inputs: Vec::new(),
@@ -156,5 +172,5 @@ fn options_of(journal: &Journal) -> crate::config::PrepareConfig {
         vocab: PathBuf::new(),
         skip_bad: false,
     };
-    options(&config, journal.max_seq_length, journal.predictions)
+    options(&config, journal.max_seq_length, journal.predictions, labels)
 }

@@ -18,13 +18,15 @@ mod tfrecord;
 pub use source::{ImportFormat, ImportSource, Layout};
 
 use crate::config::{Masking, PrepareConfig};
+use crate::data::prepare::contents::{Contents, Source};
 use crate::data::prepare::staging::{
     JOURNAL, Staging, existing_like, input_difference, source_difference, tokenizer_difference,
 };
 use crate::data::prepare::{Phase, PrepareProgress, entropy};
-use crate::data::shards::{InputRecord, Manifest, VOCAB};
+use crate::data::shards::{InputRecord, MANIFEST, Manifest, VOCAB};
 use crate::data::tokenize::{PartialSettings, TokenizerFiles};
 use crate::error::{During, Error, Result};
+use crate::files::check_utf8;
 use files::InputFile;
 use journal::{Identity, Journal};
 use run::{Run, Sizes};
@@ -66,9 +68,10 @@ pub struct Imported {
     pub tokenizer: String,
 }
 
-/// Imports into the folder `out`, which appears when it is complete. `threads` 0 is one per core. Data that already lies
-/// there whole and was imported from the same files is kept. An import that was killed or failed and is started again
-/// with the same files goes on behind its last closed shard.
+/// Imports into the folder `out`, which appears when it is complete. Sequences of which none has a next-sentence label
+/// become data without. `threads` 0 is one per core. Data that already lies there whole and was imported from the same
+/// files is kept. An import that was killed or failed and is started again with the same files goes on behind its last
+/// closed shard.
 ///
 /// # Errors
 /// A folder `out` that holds anything else, files that cannot be read, and bad records: the file, the record (from 0),
@@ -96,9 +99,17 @@ fn import_in(
     };
     let train = files::list(&config.inputs, config.format)?;
     let eval = files::list(&config.eval, config.format)?;
+    train
+        .iter()
+        .chain(&eval)
+        .map(|file| &file.path)
+        .chain([&config.vocab])
+        .try_for_each(|path| check_utf8(path))?;
     let tokenizer = TokenizerFiles::load(&config.vocab, None, PartialSettings::default())?;
     let (vocab, settings) = (&tokenizer.vocab, tokenizer.settings);
-    let wanted = Wanted { config, train: &train, eval: &eval, tokenizer: &tokenizer };
+    let files = train.iter().chain(&eval).map(|file| Source::of(&file.path, file.bytes));
+    let contents = Contents::new(files, threads, progress)?;
+    let wanted = Wanted { config, train: &train, eval: &eval, tokenizer: &tokenizer, contents: &contents };
     if let Some(found) = wanted.existing(out)? {
         return Ok(found);
     }
@@ -110,8 +121,11 @@ fn import_in(
         staging.empty()?;
         return Ok(found);
     }
-    let identity = Identity::new(config, &train, &eval, vocab);
-    let journal = Journal::load(staging.path(), &identity, vocab, run.max_seq_length, config.skip_bad)?;
+    let known = contents.records()?;
+    let (known_train, known_eval) = known.split_at(train.len());
+    let identity = Identity::new(config, [(&train, known_train), (&eval, known_eval)], vocab);
+    let kind = (run.max_seq_length, run.labels());
+    let journal = Journal::load(staging.path(), &identity, vocab, kind, config.skip_bad)?;
     match journal {
         Some(_) => staging.keep(),
         None => staging.empty()?,
@@ -122,11 +136,12 @@ fn import_in(
     std::fs::File::open(&vocab_path).and_then(|f| f.sync_all()).during("cannot write", &vocab_path)?;
     let done = run.all(&mut staging, identity, journal)?;
 
-    let mut manifest = Manifest::new(&done.options, records(&train));
+    contents.check_unchanged()?;
+    let mut manifest = Manifest::new(&done.options, known_train.to_vec());
     (manifest.vocab_size, manifest.vocab_sha256) = (vocab.len(), vocab.sha256().to_owned());
     manifest.set_tokenizer(settings);
     manifest.unigram_entropy = entropy(&done.unigrams);
-    manifest.source = Some(done.source);
+    manifest.source = Some(ImportSource { eval_inputs: known_eval.to_vec(), ..done.source });
     (manifest.train, manifest.eval) = (done.train, done.eval);
     manifest.save(staging.path())?;
     staging.finish(out)?;
@@ -138,20 +153,20 @@ fn import_in(
 
 /// The options that the manifest names: those that shards and training rely on. How the text became sequences is not
 /// known, so the rest are the defaults.
-fn options(config: &ImportConfig, max_seq_length: usize, max_predictions: usize) -> PrepareConfig {
+fn options(config: &ImportConfig, max_seq_length: usize, max_predictions: usize, nsp: bool) -> PrepareConfig {
     PrepareConfig {
         input: config.inputs.clone(),
         vocab: Some(config.vocab.clone()),
         max_seq_length,
         max_predictions,
-        nsp: true,
+        nsp,
         masking: Masking::Static,
         ..PrepareConfig::default()
     }
 }
 
 fn records(files: &[InputFile]) -> Vec<InputRecord> {
-    files.iter().map(|f| InputRecord { path: f.path.clone(), bytes: f.bytes }).collect()
+    files.iter().map(|f| InputRecord { path: f.path.clone(), bytes: f.bytes, xxh3: None }).collect()
 }
 
 fn progress_of(phase: Phase, train: &[InputFile], eval: &[InputFile]) -> PrepareProgress {
@@ -173,12 +188,20 @@ struct Wanted<'a> {
     train: &'a [InputFile],
     eval: &'a [InputFile],
     tokenizer: &'a TokenizerFiles,
+    contents: &'a Contents<'a>,
 }
 
 impl Wanted<'_> {
     /// What lies at `out`, if it is that.
     fn existing(&self, out: &Path) -> Result<Option<Imported>> {
-        let found = existing_like(out, &|found| self.difference(found))?;
+        let found = existing_like(out, &|found| match self.difference(found) {
+            None => {
+                let evaluated = found.source.iter().flat_map(|source| &source.eval_inputs);
+                let inputs: Vec<_> = found.inputs.iter().chain(evaluated).cloned().collect();
+                self.contents.difference(&out.join(MANIFEST), &inputs)
+            }
+            what => Ok(what),
+        })?;
         Ok(found.map(|manifest| {
             // Left by an import that was killed in its very last moment.
             let _ = std::fs::remove_file(out.join(JOURNAL));
@@ -187,6 +210,7 @@ impl Wanted<'_> {
         }))
     }
 
+    /// What differs that is known without reading the files.
     fn difference(&self, found: &Manifest) -> Option<String> {
         let Some(source) = &found.source else { return Some("it was prepared from text".into()) };
         if source.format != self.config.format {

@@ -1,7 +1,7 @@
 //! From a masked sequence to what shards store: the original tokens, and what stood in the masked places.
 
 use super::skipped::{BadKind, Wrong};
-use crate::data::shards::Columns;
+use crate::data::shards::{Columns, TextCounts};
 use crate::data::vocab::Vocab;
 
 /// A sequence as other software stores it, without padding.
@@ -15,8 +15,8 @@ pub(super) struct Masked<'a> {
     pub positions: &'a [i64],
     /// The tokens that stood there.
     pub labels: &'a [i64],
-    /// 0: B follows A; 1: B is random.
-    pub next_sentence_label: i64,
+    /// 0: B follows A; 1: B is random. None where that was not to be learnt: then there need be no B.
+    pub next_sentence_label: Option<i64>,
 }
 
 /// Checks sequences and stores them.
@@ -26,11 +26,13 @@ pub(super) struct Store<'a> {
     max_seq_length: usize,
     tokens: Vec<u32>,
     masks: Vec<(usize, u32)>,
+    /// Of the sequences added since this was last taken.
+    pub text: TextCounts,
 }
 
 impl<'a> Store<'a> {
     pub fn new(vocab: &'a Vocab, max_seq_length: usize) -> Self {
-        Self { vocab, max_seq_length, tokens: Vec::new(), masks: Vec::new() }
+        Self { vocab, max_seq_length, tokens: Vec::new(), masks: Vec::new(), text: TextCounts::default() }
     }
 
     /// Adds the sequence to `columns` and its tokens, without the special ones, to the counts `unigrams`, where there are
@@ -43,24 +45,29 @@ impl<'a> Store<'a> {
     ) -> Result<usize, Wrong> {
         self.read_tokens(sequence)?;
         self.read_masks(sequence)?;
-        let segment_b = self.check_structure(sequence.segment_ids)?;
+        let alone = sequence.next_sentence_label.is_none();
+        let segment_b = self.check_structure(sequence.segment_ids, alone)?;
         let label = match sequence.next_sentence_label {
-            label @ (0 | 1) => label == 1,
-            label => {
+            None => None,
+            Some(label @ (0 | 1)) => Some(label == 1),
+            Some(label) => {
                 let what = format!("next_sentence_labels: {label}, expected 0 or 1");
                 return Err(Wrong::new(BadKind::Label, what));
             }
         };
-        columns.push(&self.tokens, segment_b, Some(label));
+        columns.push(&self.tokens, segment_b, label);
         for &(position, replacement) in &self.masks {
             columns.push_mask(position, replacement);
         }
         columns.end_mask(self.masks.len());
-        if !unigrams.is_empty() {
-            let Vocab { pad, cls, sep, mask, .. } = self.vocab;
-            let special = [pad, cls, sep, mask];
-            let text = self.tokens.iter().filter(|token| !special.contains(token));
-            text.for_each(|&token| unigrams[token as usize] += 1);
+        let Vocab { pad, cls, sep, mask, unk, .. } = self.vocab;
+        let special = [pad, cls, sep, mask];
+        for token in self.tokens.iter().filter(|token| !special.contains(token)) {
+            self.text.tokens += 1;
+            self.text.unknown += u64::from(token == unk);
+            if !unigrams.is_empty() {
+                unigrams[*token as usize] += 1;
+            }
         }
         Ok(self.masks.len())
     }
@@ -119,12 +126,13 @@ impl<'a> Store<'a> {
         }
     }
 
-    /// Where segment B begins, if [CLS] and [SEP] stand where the segments say.
-    fn check_structure(&self, segments: &[i64]) -> Result<usize, Wrong> {
+    /// Where segment B begins, if [CLS] and [SEP] stand where the segments say. Segment A may be `alone`.
+    fn check_structure(&self, segments: &[i64], alone: bool) -> Result<usize, Wrong> {
         let wrong = |what: String| Err(Wrong::new(BadKind::Structure, what));
         let (tokens, length) = (&self.tokens, self.tokens.len());
         let segment_b = segments.iter().position(|&s| s != 0).unwrap_or(length);
-        if !(2..length).contains(&segment_b) {
+        let ends = if alone { length } else { length.saturating_sub(1) };
+        if !(2..=ends).contains(&segment_b) {
             return wrong(format!(
                 "segment_ids: segment B begins at {segment_b} of {length} tokens, expected 2 to {}",
                 length - 1

@@ -14,7 +14,7 @@ use crate::config::PrepareConfig;
 use crate::data::pipeline::{Produced, ordered};
 use crate::data::prepare::staging::Staging;
 use crate::data::prepare::{Phase, PrepareProgress};
-use crate::data::shards::{Columns, SplitManifest, SplitWriter};
+use crate::data::shards::{Columns, SplitManifest, SplitWriter, TextCounts};
 use crate::data::vocab::Vocab;
 use crate::error::{Error, Result};
 use std::cell::Cell;
@@ -97,6 +97,14 @@ impl<'a> Run<'a> {
         Ok(Self { config, vocab, threads, sizes, files, plans, max_seq_length, progress })
     }
 
+    /// Whether sequences have next-sentence labels: all or none.
+    pub fn labels(&self) -> bool {
+        match &self.plans {
+            Plans::Tfrecord(shape) => shape.labels,
+            Plans::Hdf5(plans) => plans.iter().flatten().flatten().all(|plan| plan.labels),
+        }
+    }
+
     /// Imports both splits, behind what `journal` says is done.
     pub fn all(&self, staging: &mut Staging, identity: Identity, journal: Option<Journal>) -> Result<Done> {
         let mut state = match journal {
@@ -111,6 +119,7 @@ impl<'a> Run<'a> {
                 train: SplitManifest::default(),
                 eval: SplitManifest::default(),
                 unigrams: vec![0; self.vocab.len()],
+                texts: Default::default(),
                 skipped: Skipped::default(),
                 predictions: 0,
             },
@@ -145,7 +154,7 @@ impl<'a> Run<'a> {
         };
         let predictions = state.predictions.max(padded).max(1);
         Ok(Done {
-            options: options(self.config, self.max_seq_length, predictions),
+            options: options(self.config, self.max_seq_length, predictions, self.labels()),
             source: self.source(&state.skipped),
             train: state.train,
             eval: state.eval,
@@ -175,7 +184,7 @@ impl<'a> Run<'a> {
         let evaluating = state.evaluating;
         let dir = staging.path().to_owned();
         let (name, closed) = if evaluating { ("eval", &state.eval) } else { ("train", &state.train) };
-        let mut writer = SplitWriter::new(&dir, name, self.vocab, self.max_seq_length, true, true);
+        let mut writer = SplitWriter::new(&dir, name, self.vocab, self.max_seq_length, self.labels(), true);
         if !closed.shards.is_empty() {
             writer = writer.behind(closed.clone());
         }
@@ -218,13 +227,16 @@ impl<'a> Run<'a> {
             staging.keep();
         }
         outcome?;
-        *(if evaluating { &mut state.eval } else { &mut state.train }) = writer.finish()?;
+        let made =
+            SplitManifest { text: Some(state.texts[usize::from(evaluating)].clone()), ..writer.finish()? };
+        *(if evaluating { &mut state.eval } else { &mut state.train }) = made;
         Ok(())
     }
 
     fn count(&self, made: &Made, files: &[InputFile], state: &mut Journal) {
         state.before += made.columns.len() as u64;
         state.predictions = state.predictions.max(made.predictions);
+        state.texts[usize::from(state.evaluating)].add(&made.text);
         for (sum, &count) in state.unigrams.iter_mut().zip(&made.unigrams) {
             *sum += u64::from(count);
         }
@@ -287,7 +299,8 @@ impl<'a> Run<'a> {
         let path = &files[position.file].path;
         let unigrams = vec![0; if count { self.vocab.len() } else { 0 }];
         let columns = Columns::new(self.vocab.len());
-        let made = Made { position, bytes_read, columns, unigrams, bad: Vec::new(), predictions: 0 };
+        let (bad, text) = (Vec::new(), TextCounts::default());
+        let made = Made { position, bytes_read, columns, unigrams, text, bad, predictions: 0 };
         let mut maker = Maker { path, skip_bad: self.config.skip_bad, store, made };
         match (job, &self.plans) {
             (Job::Examples(block), Plans::Tfrecord(shape)) => maker.examples(block, *shape)?,
@@ -298,6 +311,7 @@ impl<'a> Run<'a> {
             (Job::BadFile(_, wrong, _), _) => maker.bad(Bad::file(wrong.clone()))?,
             (Job::Examples(_), Plans::Hdf5(_)) => {}
         }
+        maker.made.text = std::mem::take(&mut maker.store.text);
         Ok(maker.made)
     }
 }
@@ -319,6 +333,7 @@ struct Made {
     columns: Columns,
     /// Of the tokens; empty for evaluation.
     unigrams: Vec<u32>,
+    text: TextCounts,
     bad: Vec<Bad>,
     /// Most masks of a sequence.
     predictions: usize,

@@ -1,6 +1,7 @@
 //! Against the samples that `tools/make_import_samples.py` wrote with other software, whole, damaged and interrupted.
 
 mod damage;
+mod labels;
 
 use super::*;
 use crate::data::shards::{Dataset, SplitName};
@@ -209,6 +210,16 @@ fn what_a_killed_import_left_counts_only_if_it_is_whole_and_of_the_same_files() 
         assert_eq!(again(&flip("train-00001.shard", 700), &config), 0);
         assert_eq!(again(&|dir| fs::remove_file(dir.join("train-00000.shard")).unwrap(), &config), 0);
         assert_eq!(again(&|dir| fs::write(dir.join("import.journal"), "").unwrap(), &config), 0);
+        // A journal of an earlier version, without checksums of the files.
+        let forget = |dir: &Path| {
+            let text = fs::read_to_string(dir.join("import.journal")).unwrap();
+            let (_, mut text) = text.split_once('\n').map(|(sum, text)| (sum, text.to_owned())).unwrap();
+            let at = text.find("\"xxh3\":\"").unwrap();
+            text.replace_range(at..at + "\"xxh3\":\"".len() + 33, "\"xxh3\":null");
+            let sum = format!("{:016x}\n", xxhash_rust::xxh3::xxh3_64(text.as_bytes()));
+            fs::write(dir.join("import.journal"), sum + &text).unwrap();
+        };
+        assert_eq!(again(&forget, &config), 0);
         std::thread::sleep(std::time::Duration::from_millis(20));
         fs::write(&input, fs::read(sample("unpacked.tfrecord")).unwrap()).unwrap();
         assert_eq!(again(&|_| (), &config), 0);
@@ -222,6 +233,7 @@ fn a_folder_that_holds_the_data_is_kept_and_any_other_is_refused() {
     let first = config(&sample("packed.hdf5"));
     assert!(!import(&first, &out, 1, &|_| ()).unwrap().existed);
     let before = files_of(&out);
+    assert!(imported_counts(&out));
     assert!(import(&first, &out, 1, &|_| ()).unwrap().existed);
     assert!(before == files_of(&out));
     let eval = ImportConfig { eval: vec![sample("variable.hdf5")], ..first.clone() };
@@ -233,4 +245,61 @@ fn a_folder_that_holds_the_data_is_kept_and_any_other_is_refused() {
         let message = import(&other, &out, 1, &|_| ()).unwrap_err().to_string();
         assert!(message.contains(says) && message.contains("choose another folder"), "{message}");
     }
+}
+
+/// The manifest's counts of tokens are those of the sequences.
+fn imported_counts(out: &Path) -> bool {
+    let manifest = Manifest::load(out).unwrap();
+    let vocab = crate::data::vocab::Vocab::load(&sample("vocab.txt")).unwrap();
+    let special = [vocab.pad, vocab.cls, vocab.sep, vocab.mask];
+    let expected = expected();
+    let text = expected.iter().flat_map(|s| &s.tokens).filter(|token| !special.contains(token));
+    let random = expected.iter().filter(|s| s.label == 1).count() as u64;
+    let counts = manifest.train.text.unwrap();
+    let unknown = text.clone().filter(|&&token| token == vocab.unk).count() as u64;
+    (counts.tokens, counts.unknown, manifest.train.random_next)
+        == (text.count() as u64, unknown, Some(random))
+}
+
+/// Changes a byte that no checksum covers, and puts the file's time back.
+fn edit_in_place(path: &Path, from: &[u8], to: &[u8]) {
+    let before = fs::metadata(path).unwrap().modified().unwrap();
+    let mut bytes = fs::read(path).unwrap();
+    let at = bytes.windows(from.len()).position(|w| w == from).unwrap();
+    bytes[at..at + to.len()].copy_from_slice(to);
+    fs::write(path, bytes).unwrap();
+    fs::File::options().write(true).open(path).unwrap().set_modified(before).unwrap();
+}
+
+#[test]
+fn an_edit_that_keeps_size_and_time_is_noticed() {
+    let dir = TempDir::new().unwrap();
+    let (input, other) = (dir.path().join("input.tfrecord"), dir.path().join("other.tfrecord"));
+    fs::copy(sample("unpacked.tfrecord"), &input).unwrap();
+    fs::copy(sample("unpacked.tfrecord"), &other).unwrap();
+    let config = ImportConfig { eval: vec![other.clone()], ..config(&input) };
+    let out = dir.path().join("out");
+    import(&config, &out, 1, &|_| ()).unwrap();
+    let left = killed(&config, dir.path(), SMALL).pop().unwrap();
+    let goes_on = left.with_extension("");
+    // Of the last record, the checksum: the bytes before it are the same.
+    let length = fs::metadata(&input).unwrap().len() as usize;
+    for path in [&other, &input] {
+        let bytes = fs::read(path).unwrap();
+        let last = bytes[length - 4..].to_vec();
+        edit_in_place(path, &last, &[last[0] ^ 1, last[1], last[2], last[3]]);
+        let message = import(&config, &out, 1, &|_| ()).unwrap_err().to_string();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        assert!(
+            message.contains(&format!("{name} has the same name and size there and here, but")),
+            "{message}"
+        );
+        assert!(message.contains("choose another folder or remove this one"), "{message}");
+        edit_in_place(path, &[last[0] ^ 1, last[1], last[2], last[3]], &last);
+        assert!(import(&config, &out, 1, &|_| ()).unwrap().existed);
+    }
+    let last = fs::read(&input).unwrap()[length - 4..].to_vec();
+    edit_in_place(&input, &last, &[last[0] ^ 1, last[1], last[2], last[3]]);
+    let skip_bad = ImportConfig { skip_bad: true, ..config };
+    assert_eq!(import_in(&skip_bad, &goes_on, 1, SMALL, &|_| ()).unwrap().kept, 0);
 }

@@ -1,7 +1,7 @@
 //! Documents gathered into blocks, the unit of work: the same for any number of threads.
 
 use super::excerpts::Excerpts;
-use super::{InputFile, Piece};
+use super::{Input, Piece};
 use crate::data::pipeline::Produced;
 use std::mem::take;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use std::ops::Range;
 pub(crate) enum Form {
     /// Text.
     Plain,
-    /// An object with a field `text`.
+    /// An object with a field that holds the text.
     Json,
 }
 
@@ -56,7 +56,7 @@ const FEW: usize = 4;
 /// document cut into pieces gets one block a piece, so that it never meets itself as "another document".
 pub(crate) struct Blocks<'a, B, E> {
     open: [Block; 2],
-    excerpts: Option<(&'a [InputFile], [Excerpts; 2])>,
+    excerpts: Option<(Input<'a>, [Excerpts; 2])>,
     most: usize,
     blocks: u64,
     bytes_read: B,
@@ -72,8 +72,8 @@ impl<'a, B: Fn() -> u64, E: FnMut(Block) -> Produced> Blocks<'a, B, E> {
     }
 
     /// Gives blocks of few documents excerpts of others that were read before.
-    pub fn with_guests(mut self, files: &'a [InputFile]) -> Self {
-        self.excerpts = Some((files, Default::default()));
+    pub fn with_guests(mut self, input: Input<'a>) -> Self {
+        self.excerpts = Some((input, Default::default()));
         self
     }
 
@@ -88,8 +88,8 @@ impl<'a, B: Fn() -> u64, E: FnMut(Block) -> Produced> Blocks<'a, B, E> {
         let start = open.bytes.len();
         open.bytes.extend_from_slice(piece.bytes);
         open.documents.push(RawDocument::of(piece, start..open.bytes.len()));
-        if let Some((files, excerpts)) = &mut self.excerpts {
-            excerpts[usize::from(eval)].remember(piece, files);
+        if let Some((input, excerpts)) = &mut self.excerpts {
+            excerpts[usize::from(eval)].remember(piece, *input);
         }
         if whole { Ok(()) } else { self.flush(eval) }
     }

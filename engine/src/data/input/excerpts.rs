@@ -1,7 +1,7 @@
 //! Short excerpts of the documents read last, for blocks that hold too few documents to draw random next segments from.
 
 use super::lines::cut_word;
-use super::{Form, InputFile, Piece, RawDocument, cut, document_text};
+use super::{Form, Input, Piece, RawDocument, cut, document_text};
 use crate::config::Split;
 use crate::data::tokenize::floor_char_boundary;
 use std::collections::VecDeque;
@@ -32,7 +32,7 @@ pub(super) struct Excerpts {
 
 impl Excerpts {
     /// Remembers the middle of a piece.
-    pub fn remember(&mut self, piece: &Piece<'_>, files: &[InputFile]) {
+    pub fn remember(&mut self, piece: &Piece<'_>, input: Input<'_>) {
         let mut buffer = Vec::new();
         let of_it = |e: &Excerpt| e.document == piece.document;
         if self.recent.iter().filter(|e| of_it(e)).count() >= OF_ONE_DOCUMENT
@@ -47,8 +47,8 @@ impl Excerpts {
         if form == Form::Json && piece.bytes.len() > EXCERPT {
             let document = RawDocument::of(piece, 0..piece.bytes.len());
             // What is wrong with the document is said where it is used.
-            let Ok((text, _)) = document_text(&document, piece.bytes, files) else { return };
-            buffer.extend_from_slice(middle(text.as_bytes()));
+            let Ok(read) = document_text(&document, piece.bytes, input) else { return };
+            buffer.extend_from_slice(middle(read.text.as_bytes()));
             form = Form::Plain;
         } else {
             buffer.extend_from_slice(middle(piece.bytes));
@@ -98,6 +98,8 @@ fn middle(bytes: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::PrepareConfig;
+    use crate::data::input::text::DocumentText;
 
     #[test]
     fn excerpts_are_whole_lines_words_or_characters() {
@@ -119,12 +121,13 @@ mod tests {
         let text = "a line of some words\n".repeat(5000);
         let json = format!("{{\"text\": \"{}\"}}", "word ".repeat(9000));
         let mut excerpts = Excerpts::default();
+        let input = Input { files: &[], config: &PrepareConfig::default() };
         for document in 0..40 {
             let (form, bytes) = if document % 2 == 0 { (Form::Plain, &text) } else { (Form::Json, &json) };
             let bytes = bytes.as_bytes();
             for _ in 0..9 {
                 let piece = Piece { document, file: 0, line: 1, form, bytes, first: false, last: false };
-                excerpts.remember(&piece, &[]);
+                excerpts.remember(&piece, input);
                 assert!(excerpts.bytes <= ALL);
                 assert_eq!(excerpts.bytes, excerpts.recent.iter().map(|e| e.bytes.len()).sum::<usize>());
             }
@@ -145,7 +148,7 @@ mod tests {
         assert!(guests.len() >= 12 && guests.iter().all(|d| (34..39).contains(d)), "{guests:?}");
         for guest in &documents[1..] {
             assert!(guest.guest && guest.form == Form::Plain);
-            let (text, invalid) = document_text(guest, &bytes, &[]).unwrap();
+            let DocumentText { text, invalid, .. } = document_text(guest, &bytes, input).unwrap();
             assert!(text.len() > EXCERPT / 3 && text.contains("word") && !text.contains('{') && invalid == 0);
         }
     }

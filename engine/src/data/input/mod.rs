@@ -1,62 +1,70 @@
 //! The input of data preparation: which files, and their documents one after another in bounded pieces.
 
 mod blocks;
+mod content;
 mod excerpts;
+mod files;
+mod json;
 mod lines;
+mod omitted;
+mod open;
 mod parquet;
+mod spool;
+mod table;
 mod text;
+mod utf16;
 
 pub(crate) use blocks::{Block, Blocks, Form, RawDocument};
+pub(crate) use files::{InputFile, Remark, list};
+pub(crate) use omitted::grouped;
+pub use omitted::{LeftOut, Omitted};
+pub(crate) use spool::{SPOOLED, Spool, any_stream};
 pub(crate) use text::document_text;
 
-use crate::config::Split;
+use crate::config::{PrepareConfig, Split};
 use crate::data::pipeline::{Produced, Stop};
 use crate::error::{During, Error, Result};
-use flate2::read::MultiGzDecoder;
+use files::Format;
 use lines::BoundedLines;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
-/// A JSON line must be held whole.
-const LONGEST_JSON_LINE: usize = 64 << 20;
-/// Folders within folders; more than this is a loop of links.
-const DEEPEST_FOLDER: usize = 64;
+/// A row of JSON Lines or of a table must be held whole.
+const LONGEST_ROW: usize = 64 << 20;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Text,
-    Json,
-    Parquet,
+/// The files of the input, and the options that say what of them is text.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Input<'a> {
+    pub files: &'a [InputFile],
+    pub config: &'a PrepareConfig,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Compression {
-    None,
-    Gzip,
-    Zstd,
+impl<'a> Input<'a> {
+    /// The name of the field that holds the text.
+    pub fn field(self) -> &'a str {
+        self.config.field()
+    }
 }
 
-/// One file to read.
-#[derive(Debug, Clone)]
-pub(crate) struct InputFile {
-    pub path: PathBuf,
-    /// On disk, compressed.
-    pub bytes: u64,
-    format: Format,
-    compression: Compression,
+/// What a reader has come across.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    /// Bytes read from disk so far.
+    pub bytes: AtomicU64,
+    omitted: Mutex<Omitted>,
 }
 
-impl InputFile {
-    /// Whether it is read as plain text.
-    pub fn is_plain_text(&self) -> bool {
-        self.format == Format::Text
+impl Seen {
+    fn omit(&self, change: impl FnOnce(&mut Omitted)) {
+        change(&mut self.omitted.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Whether it holds more than its bytes on disk.
-    pub fn is_compressed(&self) -> bool {
-        self.compression != Compression::None
+    /// What of the files did not become documents.
+    pub fn omitted(&self) -> Omitted {
+        self.omitted.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -75,84 +83,12 @@ pub(crate) struct Piece<'a> {
     pub last: bool,
 }
 
-/// The files of an input list, those of a folder sorted by path. Names that begin with a dot are passed over.
-pub(crate) fn list(inputs: &[PathBuf]) -> Result<Vec<InputFile>> {
-    if inputs.is_empty() {
-        return Err(Error::config("prepare.input", "names no file; give files or folders of text"));
-    }
-    let mut files = Vec::new();
-    for input in inputs {
-        let before = files.len();
-        walk(input, 0, &mut files)?;
-        if files.len() == before {
-            return Err(Error::file(
-                input,
-                "the folder holds no file; put text, .jsonl or .parquet files there",
-            ));
-        }
-    }
-    Ok(files)
-}
-
-fn walk(path: &Path, depth: usize, files: &mut Vec<InputFile>) -> Result<()> {
-    let metadata = std::fs::metadata(path).during("cannot read the input", path)?;
-    if !metadata.is_dir() {
-        if metadata.len() == 0 {
-            return Err(Error::file(path, "is empty; remove it from the input or give it text"));
-        }
-        files.push(classify(path, metadata.len()));
-        return Ok(());
-    }
-    if depth == DEEPEST_FOLDER {
-        return Err(Error::file(path, format!("is {depth} folders deep; is there a loop of links?")));
-    }
-    let mut entries = Vec::new();
-    for entry in std::fs::read_dir(path).during("cannot list the folder", path)? {
-        let entry = entry.during("cannot list the folder", path)?;
-        if !entry.file_name().as_encoded_bytes().starts_with(b".") {
-            entries.push(entry.path());
-        }
-    }
-    entries.sort();
-    entries.iter().try_for_each(|entry| walk(entry, depth + 1, files))
-}
-
-fn classify(path: &Path, bytes: u64) -> InputFile {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let (name, compression) = if let Some(name) = name.strip_suffix(".gz") {
-        (name, Compression::Gzip)
-    } else if let Some(name) = name.strip_suffix(".zst") {
-        (name, Compression::Zstd)
-    } else {
-        (name.as_str(), Compression::None)
-    };
-    let format = match name.rsplit_once('.').map(|(_, extension)| extension) {
-        Some("jsonl" | "json" | "ndjson") => Format::Json,
-        Some("parquet") => Format::Parquet,
-        _ => Format::Text,
-    };
-    InputFile { path: path.to_owned(), bytes, format, compression }
-}
-
-/// Counts the bytes that pass.
-struct Counted<'a, R>(R, &'a AtomicU64);
-
-impl<R: Read> Read for Counted<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.0.read(buffer)?;
-        self.1.fetch_add(n as u64, Relaxed);
-        Ok(n)
-    }
-}
-
 /// Reads documents out of files, in order.
 pub(crate) struct Reader<'a> {
-    pub files: &'a [InputFile],
-    pub split: Split,
+    pub input: Input<'a>,
     /// A longer document is cut into pieces of this many bytes.
     pub piece: usize,
-    /// Bytes read from disk so far.
-    pub bytes_read: &'a AtomicU64,
+    pub seen: &'a Seen,
     /// Where a compressed Parquet file may be unpacked: that format needs random access.
     pub scratch: &'a Path,
 }
@@ -164,7 +100,7 @@ impl Reader<'_> {
     /// Calls `on_piece` with every piece of every document.
     pub fn read(&self, on_piece: OnPiece<'_>) -> Produced {
         let mut document = 0;
-        for (index, file) in self.files.iter().enumerate() {
+        for (index, file) in self.input.files.iter().enumerate() {
             let mut any = false;
             let mut count = |mut piece: Piece<'_>| {
                 any = true;
@@ -176,46 +112,31 @@ impl Reader<'_> {
                 Format::Text => self.text(index, file, &mut count)?,
                 Format::Json => self.json(index, file, &mut count)?,
                 Format::Parquet => self.parquet(index, file, &mut count)?,
+                Format::Table(delimiter) => self.table(index, file, delimiter, &mut count)?,
             }
             if !any {
-                return Err(Error::file(
-                    &file.path,
-                    "holds no text; remove it from the input or give it text",
-                )
-                .into());
+                self.seen.omit(|omitted| omitted.files_without_text += 1);
             }
         }
         Ok(())
     }
 
-    /// A file's bytes, unpacked.
+    /// A file's bytes, decompressed and in UTF-8.
     pub fn open<'s>(&'s self, file: &InputFile) -> Result<Box<dyn BufRead + 's>> {
-        let raw = File::open(&file.path).during("cannot open the input", &file.path)?;
-        let raw = Counted(raw, self.bytes_read);
-        const BUFFER: usize = 1 << 18;
-        Ok(match file.compression {
-            Compression::None => Box::new(BufReader::with_capacity(BUFFER, raw)),
-            Compression::Gzip => {
-                let raw = BufReader::with_capacity(BUFFER, raw);
-                Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(raw)))
-            }
-            Compression::Zstd => {
-                let decoder = zstd::Decoder::new(raw).during("cannot decompress the input", &file.path)?;
-                Box::new(BufReader::with_capacity(BUFFER, decoder))
-            }
-        })
+        file.open(&self.seen.bytes)
     }
 
     fn text(&self, index: usize, file: &InputFile, on_piece: OnPiece<'_>) -> Produced {
+        let split = self.input.config.split;
         let mut lines = BoundedLines::new(self.open(file)?, self.piece / 4);
         let mut document = Vec::new();
-        let mut first = true;
+        let (mut first, mut cut_line) = (true, 0);
         let piece = |bytes: &[u8], first, last, on_piece: OnPiece<'_>| {
             on_piece(Piece { document: 0, file: index, line: 0, form: Form::Plain, bytes, first, last })
         };
         while lines.next().map_err(|e| unreadable(e, file))? {
             let line = lines.line();
-            if is_blank(line) && (self.split == Split::Lines || document.is_empty()) {
+            if is_blank(line) && (split == Split::Lines || document.is_empty()) {
                 if !document.is_empty() {
                     piece(&document, first, true, on_piece)?;
                     document.clear();
@@ -224,7 +145,12 @@ impl Reader<'_> {
                 continue;
             }
             if !document.is_empty() && document.len() + line.len() > self.piece {
-                let rest = document.split_off(cut(&document, self.split));
+                let rest = document.split_off(cut(&document, split));
+                // What was read last of the document is the line at hand, or a line that has ended.
+                if !document.ends_with(b"\n") && cut_line != lines.number {
+                    cut_line = lines.number;
+                    self.cut_a_line();
+                }
                 piece(&document, first, false, on_piece)?;
                 document = rest;
                 first = false;
@@ -237,14 +163,25 @@ impl Reader<'_> {
         Ok(())
     }
 
+    fn cut_a_line(&self) {
+        self.seen.omit(|omitted| {
+            omitted.lines_cut += 1;
+            omitted.longest_line = omitted.longest_line.max(self.piece as u64);
+        });
+    }
+
     fn json(&self, index: usize, file: &InputFile, on_piece: OnPiece<'_>) -> Produced {
-        let mut lines = BoundedLines::new(self.open(file)?, LONGEST_JSON_LINE);
+        let mut lines = BoundedLines::new(self.open(file)?, LONGEST_ROW);
+        let mut too_long = 0;
         while lines.next().map_err(|e| unreadable(e, file))? {
             let line = lines.number;
-            if lines.cut {
-                let what =
-                    format!("line {line} is longer than {LONGEST_JSON_LINE} bytes; split the document");
-                return Err(Error::file(&file.path, what).into());
+            if lines.cut || line == too_long {
+                let what = format!("line {line} is longer than {LONGEST_ROW} bytes; split the document");
+                if line != too_long {
+                    self.bad_row(LeftOut { file: index, line, what })?;
+                }
+                too_long = line;
+                continue;
             }
             if !is_blank(lines.line()) {
                 let bytes = lines.line();
@@ -255,31 +192,71 @@ impl Reader<'_> {
         Ok(())
     }
 
-    fn parquet(&self, index: usize, file: &InputFile, on_piece: OnPiece<'_>) -> Produced {
-        let unpacked = match file.compression {
-            Compression::None => None,
-            _ => Some(self.unpack(file)?),
-        };
-        let mut on_text = |text: &[u8]| -> Produced {
-            let mut rest = text;
-            let mut first = true;
-            while !rest.is_empty() {
-                let end =
-                    if rest.len() > self.piece { cut(&rest[..self.piece], self.split) } else { rest.len() };
-                let (bytes, tail) = rest.split_at(end);
-                let (form, last) = (Form::Plain, tail.is_empty());
-                on_piece(Piece { document: 0, file: index, line: 0, form, bytes, first, last })?;
-                (rest, first) = (tail, false);
+    /// Counts a row that is left out.
+    ///
+    /// # Errors
+    /// The row, unless bad rows are left out.
+    fn bad_row(&self, row: LeftOut) -> Produced {
+        if !self.input.config.skip_bad {
+            return Err(row.error(self.input.files).into());
+        }
+        self.seen.omit(|omitted| omitted.leave_out(row));
+        Ok(())
+    }
+
+    /// Hands on the text of a row, in pieces if it is long.
+    fn whole_text(&self, index: usize, text: &[u8], on_piece: OnPiece<'_>) -> Produced {
+        let split = self.input.config.split;
+        let mut rest = text;
+        let mut first = true;
+        while !rest.is_empty() {
+            let end = if rest.len() > self.piece { cut(&rest[..self.piece], split) } else { rest.len() };
+            let (bytes, tail) = rest.split_at(end);
+            let (form, last) = (Form::Plain, tail.is_empty());
+            on_piece(Piece { document: 0, file: index, line: 0, form, bytes, first, last })?;
+            (rest, first) = (tail, false);
+        }
+        Ok(())
+    }
+
+    fn table(&self, index: usize, file: &InputFile, delimiter: u8, on_piece: OnPiece<'_>) -> Produced {
+        let mut on_row = |row: table::Row<'_>| match row {
+            Ok([]) => {
+                self.seen.omit(|omitted| omitted.rows_without_text += 1);
+                Ok(())
             }
-            Ok(())
+            Ok(text) => self.whole_text(index, text, on_piece),
+            Err((line, what)) => {
+                self.bad_row(LeftOut { file: index, line, what: format!("line {line}: {what}") })
+            }
+        };
+        let field = self.input.field();
+        table::read(self.open(file)?, delimiter, field, LONGEST_ROW, &mut on_row).map_err(|e| match e {
+            table::Broken::Stop(stop) => stop,
+            table::Broken::What(what) => Error::file(&file.path, what).into(),
+            table::Broken::Read(e) => unreadable(e, file),
+        })
+    }
+
+    fn parquet(&self, index: usize, file: &InputFile, on_piece: OnPiece<'_>) -> Produced {
+        let unpacked = match file.is_compressed() {
+            false => None,
+            true => Some(self.unpack(file)?),
+        };
+        let mut on_text = |text: Option<&[u8]>| match text {
+            Some(text @ [_, ..]) => self.whole_text(index, text, on_piece),
+            _ => {
+                self.seen.omit(|omitted| omitted.rows_without_text += 1);
+                Ok(())
+            }
         };
         let read = |bytes| {
             if unpacked.is_none() {
-                self.bytes_read.fetch_add(bytes, Relaxed);
+                self.seen.bytes.fetch_add(bytes, Relaxed);
             }
         };
-        let result =
-            parquet::read(unpacked.as_deref().unwrap_or(&file.path), &file.path, &read, &mut on_text);
+        let path = unpacked.as_deref().unwrap_or(file.on_disk());
+        let result = parquet::read(path, &file.path, self.input.field(), &read, &mut on_text);
         if let Some(path) = &unpacked {
             std::fs::remove_file(path).during("cannot remove", path)?;
         }
@@ -289,11 +266,16 @@ impl Reader<'_> {
     fn unpack(&self, file: &InputFile) -> Result<PathBuf> {
         let path = self.scratch.join("input.parquet");
         let mut out = File::create(&path).during("cannot create", &path)?;
-        io::copy(&mut self.open(file)?, &mut out).map_err(|e| match unreadable(e, file) {
-            Stop::Failed(error) => error,
-            Stop::Enough => Error::file(&file.path, "cannot unpack"),
-        })?;
-        Ok(path)
+        let mut bytes = self.open(file)?;
+        loop {
+            let piece = bytes.fill_buf().map_err(|e| open::unreadable(e, &file.path, file.compression))?;
+            if piece.is_empty() {
+                return Ok(path);
+            }
+            let count = piece.len();
+            io::Write::write_all(&mut out, piece).during("cannot write", &path)?;
+            bytes.consume(count);
+        }
     }
 }
 
@@ -314,21 +296,7 @@ fn cut(bytes: &[u8], split: Split) -> usize {
 
 /// An error while reading a file.
 pub(crate) fn unreadable(error: io::Error, file: &InputFile) -> Stop {
-    let path = &file.path;
-    let broken = matches!(
-        error.kind(),
-        io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData
-    );
-    Stop::Failed(
-        if file.compression != Compression::None && (broken || error.kind() == io::ErrorKind::Other) {
-            Error::file(
-                path,
-                format!("cannot decompress: {error}; the file is cut short or damaged, fetch it again"),
-            )
-        } else {
-            Error::Io { action: "cannot read the input", path: path.clone(), source: error }
-        },
-    )
+    Stop::Failed(open::unreadable(error, &file.path, file.compression))
 }
 
 #[cfg(test)]

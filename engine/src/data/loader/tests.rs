@@ -6,9 +6,12 @@ use crate::data::SplitName;
 use crate::data::prepare::tests::prepare_sample;
 
 fn dataset(masking: Masking) -> (tempfile::TempDir, Arc<Dataset>) {
+    prepared(&PrepareConfig { masking, ..PrepareConfig::default() })
+}
+
+fn prepared(config: &PrepareConfig) -> (tempfile::TempDir, Arc<Dataset>) {
     let dir = tempfile::tempdir().unwrap();
-    let config =
-        PrepareConfig { max_seq_length: 32, masking, short_seq_prob: 0.5, ..PrepareConfig::default() };
+    let config = PrepareConfig { max_seq_length: 32, short_seq_prob: 0.5, ..config.clone() };
     let out = prepare_sample(dir.path(), &config, 60);
     let data = Dataset::open(&out, SplitName::Train).unwrap();
     (dir, Arc::new(data))
@@ -94,15 +97,21 @@ fn masks_differ_between_epochs_and_seeds_but_not_between_runs() {
 
 #[test]
 fn ranks_and_micro_batches_divide_the_batch_and_change_nothing() {
-    let (_dir, data) = dataset(Masking::Dynamic);
+    for whole_word_masking in [false, true] {
+        let (_dir, data) = prepared(&PrepareConfig { whole_word_masking, ..PrepareConfig::default() });
+        check_division(&data);
+    }
+}
+
+fn check_division(data: &Arc<Dataset>) {
     for (batch_sequences, batch_tokens) in [(13, 0), (0, 200)] {
         let base = LoaderConfig { batch_sequences, batch_tokens, accumulation: 1, ..config() };
-        let whole = load(&data, &base, LoaderState::default(), 8);
+        let whole = load(data, &base, LoaderState::default(), 8);
         for (world, accumulation) in [(1, 4), (2, 1), (3, 2), (5, 7)] {
             let ranks: Vec<_> = (0..world)
                 .map(|rank| {
                     let config = LoaderConfig { rank, world, accumulation, ..base.clone() };
-                    load(&data, &config, LoaderState::default(), 8)
+                    load(data, &config, LoaderState::default(), 8)
                 })
                 .collect();
             for (i, want) in whole.iter().enumerate() {

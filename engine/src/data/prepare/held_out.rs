@@ -29,7 +29,7 @@ impl HeldOut {
         let (mut lowest, mut highest) = ((f64::INFINITY, 0), (f64::NEG_INFINITY, 0));
         let outcome = reader.read(&mut |piece| {
             let document = RawDocument::of(&piece, 0..piece.bytes.len());
-            if !piece.first || document_text(&document, piece.bytes, reader.files)?.0.trim().is_empty() {
+            if !piece.first || document_text(&document, piece.bytes, reader.input)?.text.trim().is_empty() {
                 return Ok(());
             }
             with_text += 1;

@@ -1,9 +1,12 @@
 //! Parts of data, prepared on several hosts, to the data that one host would have prepared.
 
+use super::contents::content_difference;
 use super::part::{Outcome, Part, difference};
 use super::staging::{self, Staging};
 use super::{Phase, PrepareProgress, fill, save_vocab};
-use crate::data::shards::{Columns, Expected, Manifest, ShardEntry, SplitStream, SplitWriter, VOCAB};
+use crate::data::shards::{
+    Columns, Expected, Manifest, ShardEntry, SplitStream, SplitWriter, TextCounts, VOCAB,
+};
 use crate::data::vocab::Vocab;
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
@@ -28,11 +31,17 @@ pub fn merge(dirs: &[PathBuf], out: &Path, progress: &(dyn Fn(&PrepareProgress) 
     let vocab = Vocab::load(&first.join(VOCAB))?;
     check_alike(&parts, &vocab)?;
     let mut manifest = whole.clone();
-    if let Some(existing) = staging::existing(out, &manifest, Some(&vocab))? {
+    let existing = || {
+        staging::existing_like(out, &|found| {
+            let known = staging::difference(found, whole, Some(&vocab));
+            Ok(known.or_else(|| content_of(found, whole)))
+        })
+    };
+    if let Some(existing) = existing()? {
         return Ok(existing);
     }
     let staging = Staging::create(out, &|| progress(&PrepareProgress::new(Phase::Waiting, &[])))?;
-    if let Some(existing) = staging::existing(out, &manifest, Some(&vocab))? {
+    if let Some(existing) = existing()? {
         return Ok(existing);
     }
     let dir = staging.path();
@@ -42,6 +51,19 @@ pub fn merge(dirs: &[PathBuf], out: &Path, progress: &(dyn Fn(&PrepareProgress) 
     manifest.save(dir)?;
     staging.finish(out)?;
     Ok(manifest)
+}
+
+/// What differs in the content of the input, if anything, or why it cannot be told.
+fn content_of(found: &Manifest, whole: &Manifest) -> Option<String> {
+    let known = |manifest: &Manifest| manifest.inputs.iter().all(|input| input.xxh3.is_some());
+    match known(found) && known(whole) {
+        true => content_difference(&found.inputs, &whole.inputs),
+        false => Some(
+            "it or the parts were prepared before checksums of the input were kept: whether they are of the same text \
+             cannot be told"
+                .into(),
+        ),
+    }
 }
 
 /// Reads all parts and puts them in order.
@@ -90,7 +112,9 @@ fn check_alike(parts: &[Found], vocab: &Vocab) -> Result<()> {
     wanted.set_tokenizer(whole.tokenizer());
     for (dir, part) in parts {
         let found = &part.made;
-        let difference = difference(&part.whole, &wanted, vocab).or_else(|| {
+        let known = difference(&part.whole, &wanted, vocab);
+        let content = || content_difference(&part.whole.inputs, &wanted.inputs);
+        let difference = known.or_else(content).or_else(|| {
             let text = (found.all_units, &found.text_xxh3) != (made.all_units, &made.text_xxh3);
             let words = found.unigrams.len() != vocab.len();
             (text || words)
@@ -137,13 +161,21 @@ fn copy(
     let mut outcome = Outcome { unigrams: vec![0; vocab.len()], ..Outcome::default() };
     let mut done = PrepareProgress::new(Phase::Merging, &[]);
     let bytes = |shards: &[ShardEntry]| shards.iter().map(|shard| shard.bytes).sum::<u64>();
+    let mut texts = [Some(TextCounts::default()), Some(TextCounts::default())];
     for (_, Part { made, .. }) in parts {
         done.bytes_total += bytes(&made.train.shards) + bytes(&made.eval.shards);
         done.documents += made.documents;
         done.invalid_utf8 += made.invalid_utf8;
+        outcome.omitted.add(&made.omitted);
         outcome.unigrams.iter_mut().zip(&made.unigrams).for_each(|(sum, &count)| *sum += count);
         for (writer, split) in writers.iter_mut().zip([&made.train, &made.eval]) {
             writer.append(&Columns::new(vocab.len()), split.documents)?;
+        }
+        for (sum, split) in texts.iter_mut().zip([&made.train, &made.eval]) {
+            *sum = sum.take().zip(split.text.as_ref()).map(|(mut sum, text)| {
+                sum.add(text);
+                sum
+            });
         }
     }
     (outcome.documents, outcome.invalid_utf8) = (done.documents, done.invalid_utf8);
@@ -168,6 +200,7 @@ fn copy(
     }
     let [train, eval] = writers;
     (outcome.train, outcome.eval) = (train.finish()?, eval.finish()?);
+    [outcome.train.text, outcome.eval.text] = texts;
     Ok(outcome)
 }
 

@@ -4,13 +4,15 @@
 //! A part's folder is `vocab.txt`, shards of its units' sequences in order, and `part.json`, which says how many sequences each
 //! unit became. There is no manifest, so nobody trains on a part. [`super::merge`] takes the units of all parts in turn.
 
+use super::contents::Contents;
 use super::staging::{self, Staging};
 use super::{
-    Phase, PrepareProgress, Tokenization, check, cores, list, make_sequences, records, save_vocab,
-    tokenization,
+    Phase, PrepareProgress, Tokenization, check, contents_of, cores, early_staging, list, make_sequences,
+    records, save_vocab, say_remarks, tokenization,
 };
 use crate::config::PrepareConfig;
-use crate::data::input::InputFile;
+use crate::data::input::{InputFile, Omitted};
+use crate::data::remarks;
 use crate::data::shards::{Manifest, SplitManifest, VOCAB, verify};
 use crate::data::tokenize::TokenizerSettings;
 use crate::data::vocab::Vocab;
@@ -127,6 +129,8 @@ pub(in crate::data) struct Outcome {
     pub all_units: u64,
     /// Of the text of all units, where all of it was read: sizes may agree where texts do not. Hexadecimal.
     pub text_xxh3: Option<String>,
+    #[serde(default, skip_serializing_if = "Omitted::is_nothing")]
+    pub omitted: Omitted,
 }
 
 /// A part of the data.
@@ -159,6 +163,12 @@ impl Part {
     /// This part's sequences held out.
     pub fn eval(&self) -> &SplitManifest {
         &self.made.eval
+    }
+
+    /// The share of unknown tokens in this part's splits, in a line, and what is wrong with it.
+    pub fn unknown_tokens(&self) -> (Option<String>, Vec<String>) {
+        let (train, eval) = (&self.made.train, &self.made.eval);
+        (remarks::unknown_tokens(train, eval), remarks::many_unknown(train, eval))
     }
 
     /// Reads a part's folder, without its shards.
@@ -235,29 +245,42 @@ pub fn prepare_part(
                     --out DIR, on all of the text or some of it), then give each part the vocab.txt of that DIR";
         return Err(Error::config("prepare.train_vocab", what));
     };
-    let files = list(config)?;
+    let early = early_staging(config, out, progress)?;
+    let files = list(config, early.as_ref(), progress)?;
     let mut whole = Manifest::new(config, records(&files));
     whole.set_tokenizer(settings);
-    if let Some(existing) = existing(out, number, &whole, &vocab)? {
+    let (threads, share) = (cores(threads), Share::of(number));
+    let contents = contents_of(&files, threads, progress)?;
+    if let Some(existing) = existing(out, number, &whole, &vocab, &contents)? {
         return Ok(existing);
     }
-    let staging = Staging::create(out, &|| progress(&PrepareProgress::new(Phase::Waiting, &files)))?;
-    if let Some(existing) = existing(out, number, &whole, &vocab)? {
+    let waiting = || progress(&PrepareProgress::new(Phase::Waiting, &files));
+    let staging = early.map_or_else(|| Staging::create(out, &waiting), Ok)?;
+    if let Some(existing) = existing(out, number, &whole, &vocab, &contents)? {
         return Ok(existing);
     }
+    say_remarks(&files);
+    whole.inputs = contents.records()?;
     let dir = staging.path();
     save_vocab(&vocab, dir, &mut whole)?;
-    let (threads, share) = (cores(threads), Share::of(number));
     let work = Work { files: &files, config, vocab: &vocab, settings, dir, threads, progress, share };
     let made = make_sequences(&work)?;
+    contents.check_unchanged()?;
     let part = Part { number, whole, made };
     part.save(dir)?;
+    files.iter().try_for_each(InputFile::remove_spooled)?;
     staging.finish(out)?;
     Ok(part)
 }
 
 /// The part at `out`, if it is whole and the one wanted; none if there is nothing.
-fn existing(out: &Path, number: PartOf, wanted: &Manifest, vocab: &Vocab) -> Result<Option<Part>> {
+fn existing(
+    out: &Path,
+    number: PartOf,
+    wanted: &Manifest,
+    vocab: &Vocab,
+    contents: &Contents<'_>,
+) -> Result<Option<Part>> {
     if !out.exists() {
         return Ok(None);
     }
@@ -270,7 +293,10 @@ fn existing(out: &Path, number: PartOf, wanted: &Manifest, vocab: &Vocab) -> Res
     let PartOf { part: there, of } = part.number;
     let difference = match part.number == number {
         false => Some(format!("part {there} of {of} is there, {} of {} wanted", number.part, number.of)),
-        true => difference(&part.whole, wanted, vocab),
+        true => match difference(&part.whole, wanted, vocab) {
+            None => contents.difference(&out.join(PART), &part.whole.inputs)?,
+            found => found,
+        },
     };
     if let Some(what) = difference {
         let what = format!("holds another part: {what}; choose another folder or remove this one");
@@ -282,7 +308,7 @@ fn existing(out: &Path, number: PartOf, wanted: &Manifest, vocab: &Vocab) -> Res
     Ok(Some(part))
 }
 
-/// What differs between the wholes of two parts, if anything.
+/// What differs between the wholes of two parts, if anything that is known without reading the input.
 pub(super) fn difference(found: &Manifest, wanted: &Manifest, vocab: &Vocab) -> Option<String> {
     if found.tool_version != wanted.tool_version {
         let (there, here) = (&found.tool_version, &wanted.tool_version);

@@ -1,11 +1,14 @@
 //! The folder that data is prepared in before it gets its name.
 
+use super::contents::Contents;
 use super::part::PART;
 use crate::config::PrepareConfig;
+use crate::data::input::SPOOLED;
 use crate::data::shards::{Dataset, InputRecord, MANIFEST, Manifest, SplitName, VOCAB};
 use crate::data::tokenize::TokenizerSettings;
 use crate::data::vocab::Vocab;
 use crate::error::{During, Error, Result};
+use crate::files::{behind_link, check_no_mount};
 use crate::lock::FolderLock;
 use serde_json::Value;
 use std::ffi::OsString;
@@ -40,10 +43,14 @@ impl Staging {
 
     /// As [`Staging::create`], with what a killed run left still in it.
     pub fn enter(out: &Path, waiting: &dyn Fn()) -> Result<Self> {
+        let out = &behind_link(out);
         let name =
             out.file_name().ok_or_else(|| Error::file(out, "is not a folder's name; choose another"))?;
         let mut name = name.to_owned();
         name.push(".preparing");
+        if let Ok(there) = std::fs::metadata(out) {
+            check_no_mount(out, &there)?;
+        }
         let path = out.with_file_name(name);
         if let Some(parent) = parent(&path) {
             std::fs::create_dir_all(parent).during("cannot create the folder", parent)?;
@@ -85,6 +92,7 @@ impl Staging {
 
     /// Gives the folder its name, once all in it is on disk.
     pub fn finish(mut self, out: &Path) -> Result<()> {
+        let out = &behind_link(out);
         sync(&self.path)?;
         if out.exists() {
             std::fs::remove_dir(out).during("cannot replace the empty folder", out)?;
@@ -127,7 +135,7 @@ fn empty(path: &Path) -> Result<()> {
         let name = name.to_string_lossy();
         let shard = (name.starts_with("train-") || name.starts_with("eval-")) && name.ends_with(".shard");
         let known = [VOCAB, MANIFEST, PART, JOURNAL, JOURNAL_ASIDE, "input.parquet"];
-        if !shard && !known.contains(&&*name) {
+        if !shard && !name.starts_with(SPOOLED) && !known.contains(&&*name) {
             let what =
                 format!("holds `{name}`, which no preparation wrote; move it away, then remove the folder");
             return Err(Error::file(path, what));
@@ -137,15 +145,24 @@ fn empty(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The manifest of finished data at `out`, if it is whole and what `wanted` would become; none if there is nothing.
-pub(super) fn existing(out: &Path, wanted: &Manifest, vocab: Option<&Vocab>) -> Result<Option<Manifest>> {
-    existing_like(out, &|found| difference(found, wanted, vocab))
+/// The manifest of finished data at `out`, if it is whole and what `wanted` would become of these contents; none if there is
+/// nothing.
+pub(super) fn existing(
+    out: &Path,
+    wanted: &Manifest,
+    vocab: Option<&Vocab>,
+    contents: &Contents<'_>,
+) -> Result<Option<Manifest>> {
+    existing_like(out, &|found| match difference(found, wanted, vocab) {
+        None => contents.difference(&out.join(MANIFEST), &found.inputs),
+        found => Ok(found),
+    })
 }
 
 /// The manifest of finished data at `out`, if it is whole and `difference` finds none; none if there is nothing.
 pub(in crate::data) fn existing_like(
     out: &Path,
-    difference: &dyn Fn(&Manifest) -> Option<String>,
+    difference: &dyn Fn(&Manifest) -> Result<Option<String>>,
 ) -> Result<Option<Manifest>> {
     if !out.exists() {
         return Ok(None);
@@ -157,7 +174,7 @@ pub(in crate::data) fn existing_like(
         return if entries.next().is_none() { Ok(None) } else { Err(Error::file(out, remedy)) };
     }
     let found = Manifest::load(out)?;
-    match difference(&found) {
+    match difference(&found)? {
         None => {
             for split in [SplitName::Train, SplitName::Eval] {
                 Dataset::open_verified(out, split)?;
@@ -172,10 +189,13 @@ pub(in crate::data) fn existing_like(
     }
 }
 
-/// What differs, if anything; where the input lies does not matter, its names and sizes do.
+/// What differs, if anything that is known without reading the input; where that lies does not matter.
 pub(super) fn difference(found: &Manifest, wanted: &Manifest, vocab: Option<&Vocab>) -> Option<String> {
     if found.source.is_some() {
         return Some("it was imported".into());
+    }
+    if found.omitted.left_out > 0 && !wanted.options.skip_bad {
+        return Some("bad rows were left out of it (skip_bad)".into());
     }
     match option_difference(&found.options, &wanted.options) {
         Some((key, there, here)) => Some(format!("{key} is {there} there and {here} here")),
@@ -199,6 +219,8 @@ pub(super) fn option_difference(
     let options = |options: &PrepareConfig| {
         let mut options = options.clone();
         (options.input, options.vocab, options.eval_input) = (Vec::new(), None, None);
+        // Without a name it is that of old; what was left out, the manifest says.
+        (options.text_field, options.skip_bad) = (Some(options.field().to_owned()), false);
         (options.lowercase, options.strip_accents, options.tokenize_chinese_chars) = (None, None, None);
         serde_json::to_value(options).unwrap_or_default()
     };
@@ -208,7 +230,7 @@ pub(super) fn option_difference(
     Some((key.clone(), there.get(key).cloned().unwrap_or_default(), value.clone()))
 }
 
-/// What differs in the text and the vocabulary that data was made of.
+/// What differs in the files and the vocabulary that data was made of, as far as it is known without reading the files.
 pub(in crate::data) fn source_difference(
     found: &Manifest,
     inputs: &[InputRecord],
@@ -220,7 +242,7 @@ pub(in crate::data) fn source_difference(
     input_difference(&found.inputs, inputs)
 }
 
-/// What differs in lists of files; their names and sizes count, not where they lie.
+/// What differs in lists of files; their names and sizes count, not where they lie. What they hold is for [`Contents`].
 pub(in crate::data) fn input_difference(found: &[InputRecord], inputs: &[InputRecord]) -> Option<String> {
     let names = |inputs: &[InputRecord]| -> Vec<_> {
         inputs.iter().map(|i| (i.path.file_name().map(ToOwned::to_owned), i.bytes)).collect()

@@ -7,7 +7,6 @@ use crate::data::tokenize::tests::small_vocab;
 use crate::data::tokenize::{Tokenizer, TokenizerSettings};
 use kernels::philox::Stream;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering::Relaxed;
 
 /// `documents` documents of sentences of small words, in BERT's format.
 pub(super) fn text(documents: usize, seed: u64) -> String {
@@ -158,7 +157,8 @@ fn few_documents_still_leave_one_for_each_part() {
 fn entropy_is_that_of_the_words() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("input.txt"), "the dog the dog\nthe fox the fox\n").unwrap();
-    let config = with_files(dir.path(), &PrepareConfig { eval_fraction: 0.0, ..PrepareConfig::default() });
+    let config = PrepareConfig { eval_fraction: 0.0, nsp: false, ..PrepareConfig::default() };
+    let config = with_files(dir.path(), &config);
     let manifest = prepare(&config, &dir.path().join("data"), 1, &|_| {}).unwrap();
     assert!((manifest.unigram_entropy - 1.5 * 2f64.ln()).abs() < 1e-12);
 }
@@ -226,9 +226,8 @@ fn finished_data_is_kept_and_other_data_refused() {
     let config = with_files(dir.path(), &PrepareConfig::default());
     let out = prepare_sample(dir.path(), &config, 20);
     let before = files(&out);
-    let count = std::sync::atomic::AtomicUsize::new(0);
-    let again = prepare(&config, &out, 1, &|_| _ = count.fetch_add(1, Relaxed)).unwrap();
-    assert_eq!((again, count.into_inner()), (Manifest::load(&out).unwrap(), 0));
+    let again = prepare(&config, &out, 1, &|p| assert_eq!(p.phase, Phase::Hashing)).unwrap();
+    assert_eq!(again, Manifest::load(&out).unwrap());
     let refuse = |config: &PrepareConfig, out: &Path, want: &str| {
         let message = prepare(config, out, 1, &|_| {}).unwrap_err().to_string();
         assert!(message.contains(want) && !message.contains('\n'), "{message}");
@@ -328,4 +327,205 @@ fn json_lines_are_named_when_wrong_and_invalid_utf8_is_counted() {
     let text: String =
         (0..data.len()).map(|i| tokenizer.decode(&data.get(i).unwrap().tokens.to_vec()) + "\n").collect();
     assert!(text.contains("the \" dog \"") && text.contains("the quick fox"), "{text}");
+}
+
+/// Replaces a word by one of the same length, and puts the file's time back.
+fn edit_in_place(path: &Path) {
+    let before = std::fs::metadata(path).unwrap().modified().unwrap();
+    let text = std::fs::read_to_string(path).unwrap();
+    let edited = text.replacen("the", "was", 1);
+    assert_ne!(edited, text);
+    std::fs::write(path, edited).unwrap();
+    std::fs::File::options().write(true).open(path).unwrap().set_modified(before).unwrap();
+}
+
+#[test]
+fn an_edit_that_keeps_size_and_time_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = with_files(dir.path(), &PrepareConfig::default());
+    let (input, out) = (dir.path().join("input.txt"), prepare_sample(dir.path(), &config, 20));
+    let part = dir.path().join("part");
+    let number = "1/2".parse().unwrap();
+    prepare_part(&config, number, &part, 1, &|_| {}).unwrap();
+    let said = || {
+        let whole = prepare(&config, &out, 1, &|_| {}).map(drop);
+        let part = prepare_part(&config, number, &part, 1, &|_| {}).map(drop);
+        let outdated = outdated(&out, &config, 1, &|_| {}).unwrap().map(|(_, what)| what);
+        [whole.err().map(|e| e.to_string()), part.err().map(|e| e.to_string()), outdated]
+    };
+    assert_eq!(said(), [None, None, None]);
+    // The same text at another time and in another place is the same.
+    std::fs::write(&input, std::fs::read(&input).unwrap()).unwrap();
+    std::fs::create_dir(dir.path().join("there")).unwrap();
+    std::fs::copy(&input, dir.path().join("there/input.txt")).unwrap();
+    let moved = PrepareConfig { input: vec![dir.path().join("there")], ..config.clone() };
+    assert_eq!(said(), [None, None, None]);
+    prepare(&moved, &out, 1, &|_| {}).unwrap();
+
+    edit_in_place(&input);
+    for message in said() {
+        let message = message.unwrap();
+        assert!(
+            message.contains("input.txt has the same name and size there and here, but another content"),
+            "{message}"
+        );
+        assert!(!message.contains('\n'), "{message}");
+    }
+    prepare(&moved, &out, 1, &|_| {}).unwrap();
+    std::fs::remove_file(&input).unwrap();
+    assert_eq!(outdated(&out, &config, 1, &|_| {}).unwrap(), None);
+}
+
+#[test]
+fn of_data_without_checksums_the_times_decide() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = with_files(dir.path(), &PrepareConfig::default());
+    let (input, out) = (dir.path().join("input.txt"), prepare_sample(dir.path(), &config, 20));
+    let mut manifest = Manifest::load(&out).unwrap();
+    manifest.inputs[0].xxh3 = None;
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    manifest.save(&out).unwrap();
+    let kept = prepare(&config, &out, 1, &|_| {}).unwrap();
+    assert!(kept.warnings().iter().any(|line| line.contains("before checksums of the input were kept")));
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    edit_in_place(&input);
+    let message = prepare(&config, &out, 1, &|_| {}).unwrap_err().to_string();
+    assert!(
+        message.contains("input.txt was written since") && message.contains("cannot be told"),
+        "{message}"
+    );
+}
+
+#[test]
+fn text_that_is_written_while_it_is_read_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = with_files(dir.path(), &PrepareConfig::default());
+    let (input, out) = (dir.path().join("input.txt"), dir.path().join("data"));
+    std::fs::write(&input, text(20, 3)).unwrap();
+    let message = prepare(&config, &out, 1, &|progress| {
+        if progress.phase == Phase::Sequences {
+            edit_in_place(&input);
+        }
+    })
+    .unwrap_err()
+    .to_string();
+    assert!(message.contains("input.txt: was written while it was read"), "{message}");
+    assert!(!out.exists() && !dir.path().join("data.preparing").exists());
+}
+
+#[test]
+fn unknown_tokens_are_counted_by_split_and_named_where_they_are_many() {
+    let dir = tempfile::tempdir().unwrap();
+    // Half of the documents are of a script that the vocabulary does not hold.
+    let foreign = "the dog was यह वाक्य\nthe fox was दूसरा\n\n";
+    std::fs::write(dir.path().join("input.txt"), foreign.repeat(50) + &text(10, 3)).unwrap();
+    let config = with_files(dir.path(), &PrepareConfig { eval_fraction: 0.2, ..PrepareConfig::default() });
+    let made = [1, 3].map(|threads| {
+        let out = dir.path().join(format!("data{threads}"));
+        prepare(&config, &out, threads, &|_| {}).unwrap()
+    });
+    assert_eq!(made[0], made[1]);
+    let manifest = &made[0];
+    let tokenizer = |text: &str| {
+        let mut ids = Vec::new();
+        Tokenizer::new(&small_vocab(), Default::default()).unwrap().encode(text, &mut ids);
+        ids
+    };
+    let (train, eval) = (manifest.train.text.clone().unwrap(), manifest.eval.text.clone().unwrap());
+    let all = tokenizer(&std::fs::read_to_string(dir.path().join("input.txt")).unwrap());
+    let unknown = all.iter().filter(|&&id| id == small_vocab().unk).count() as u64;
+    assert_eq!((train.tokens + eval.tokens, train.unknown + eval.unknown), (all.len() as u64, unknown));
+    assert!(unknown >= 150 && eval.unknown > 0);
+    let words = ["दूसरा", "यह", "वाक्य"];
+    let mut examples = train.examples.clone();
+    examples.sort();
+    assert_eq!(examples, words);
+    let line = manifest.unknown_tokens().unwrap();
+    assert!(
+        line.contains("% of the text to train on, ") && line.ends_with("% of the held-out text"),
+        "{line}"
+    );
+    let warnings = manifest.warnings();
+    let said = |part: &str| warnings.iter().filter(|line| line.contains(part)).count();
+    assert_eq!((said("of the text to train on are [UNK]"), said("of the held-out text are [UNK]")), (1, 1));
+    assert!(words.iter().all(|word| said(&format!("`{word}`")) > 0), "{warnings:?}");
+
+    std::fs::write(dir.path().join("input.txt"), text(50, 3)).unwrap();
+    let manifest = prepare(&config, &dir.path().join("known"), 1, &|_| {}).unwrap();
+    assert_eq!(manifest.unknown_tokens().unwrap().matches("0.00%").count(), 2);
+    assert_eq!(manifest.warnings(), [""; 0]);
+}
+
+#[test]
+fn pairs_and_held_out_text_that_are_not_what_was_meant_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = with_files(dir.path(), &PrepareConfig { max_seq_length: 64, ..PrepareConfig::default() });
+    let warnings = |text: &str, config: &PrepareConfig| {
+        std::fs::write(dir.path().join("input.txt"), text).unwrap();
+        let out = dir.path().join("data");
+        let manifest = prepare(config, &out, 1, &|_| {});
+        std::fs::remove_dir_all(out).ok();
+        manifest.map(|manifest| manifest.warnings()).unwrap_or_else(|error| vec![error.to_string()])
+    };
+    let spaced = text(100, 3).replace('\n', "\n\n");
+    let one = text(300, 3).replace("\n\n", "\n");
+    let prose: String =
+        text(900, 3).lines().collect::<Vec<_>>().chunks(60).map(|c| c.join(" ") + "\n\n").collect();
+    for (text, wanted) in [
+        (
+            &spaced,
+            &["100.00% of the sentence pairs have a random second segment, as documents have 1.0 sentences"]
+                [..],
+        ),
+        (
+            &one,
+            &[
+                "the text to train on is one document",
+                "no text is held out, though a share of 0.02 was asked for",
+            ],
+        ),
+        (&prose, &["tokens on average, and each was taken for a sentence"]),
+        (
+            &"the dog .\nthe fox .\n".to_owned(),
+            &["no other text to draw random next segments from", "no text is held out"],
+        ),
+        (&text(100, 3), &[]),
+    ] {
+        let said = warnings(text, &config);
+        assert_eq!(said.len(), wanted.len(), "{said:#?}");
+        assert!(said.iter().zip(wanted).all(|(said, wanted)| said.contains(wanted)), "{said:#?}");
+    }
+    let full = PrepareConfig { nsp: false, eval_fraction: 0.0, ..config };
+    assert_eq!(warnings(&one, &full), [""; 0]);
+}
+
+#[test]
+fn stored_masks_of_whole_words_leave_no_word_half() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = "jumping jumped the fox jumps over jumping dogs and foxes .\nthe quick jumping of a dog .\n\n"
+        .repeat(40);
+    std::fs::write(dir.path().join("input.txt"), text).unwrap();
+    let config = PrepareConfig { whole_word_masking: true, max_seq_length: 48, ..PrepareConfig::default() };
+    let out = dir.path().join("data");
+    for masking in [Masking::Static, Masking::Dynamic] {
+        let config = with_files(dir.path(), &PrepareConfig { masking, ..config.clone() });
+        prepare(&config, &out, 1, &|_| {}).unwrap();
+        let data = Dataset::open(&out, SplitName::Train).unwrap();
+        let masker = crate::data::masking::Masker::new(&data);
+        let mut pieces = 0;
+        for i in 0..data.len() {
+            let sequence = data.get(i).unwrap();
+            let tokens = sequence.tokens.to_vec();
+            let masked = masker.train(&sequence, 1, 2, i as u64);
+            assert_eq!(masked.mlm_positions.len(), masker.count(&sequence, 1, 2, i as u64));
+            let is_piece = |p: usize| data.vocab().token(tokens[p]).unwrap().starts_with("##");
+            for p in (2..tokens.len()).filter(|&p| is_piece(p) && p != sequence.segment_b_start) {
+                let has = |p: usize| masked.mlm_positions.contains(&(p as u32));
+                assert_eq!(has(p), has(p - 1), "{masking:?}, sequence {i}, position {p}");
+                pieces += usize::from(has(p));
+            }
+        }
+        assert!(pieces > 20);
+        std::fs::remove_dir_all(&out).unwrap();
+    }
 }

@@ -12,23 +12,24 @@ mod tokenize;
 mod unicode;
 
 use crate::config::PrepareConfig;
-use crate::data::input::{InputFile, Reader, unreadable};
+use crate::data::input::{Input, InputFile, Omitted, Reader, Seen, unreadable};
 use crate::data::pipeline::{Stop, ordered};
 use crate::data::prepare::part::{Outcome, Share, Unit, Work};
-use crate::data::prepare::{Phase, PrepareProgress};
-use crate::data::shards::{Columns, SplitWriter};
+use crate::data::prepare::{Phase, PrepareProgress, unknown};
+use crate::data::shards::{Columns, SplitWriter, TextCounts};
 use crate::data::vocab::Vocab;
 use crate::error::{Error, Result};
 use mlperf::{Documents, Made, make, picked};
-use std::io::BufRead;
+use std::io::{BufRead, Read};
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
 use tokenize::ReferenceTokenizer;
 
 /// Memory for files under way, in bytes. One file is always under way, however large: its pairs are shuffled as a whole.
 const BUDGET: u64 = 640 << 20;
 /// Pairs handed to the shard writer at once.
 const CHUNK: usize = 4096;
+/// A line is tokenized as a whole: the reference knows no other way.
+const LONGEST_LINE: usize = 64 << 20;
 
 /// A file to make sequences of.
 struct Job {
@@ -42,6 +43,7 @@ struct Job {
 struct Done {
     job: Job,
     made: Made,
+    text: TextCounts,
     bytes_read: u64,
 }
 
@@ -66,10 +68,11 @@ pub(super) fn make_sequences(work: &Work<'_>) -> Result<Outcome> {
         || {
             let mut tokenizer = ReferenceTokenizer::new(vocab, settings.lowercase);
             move |job: Job| {
-                let bytes_read = AtomicU64::new(0);
-                let documents = read(files, job.number, &bytes_read, dir, &mut tokenizer)?;
+                let (input, seen) = (Input { files, config }, Seen::default());
+                let reader = Reader { input, piece: 0, seen: &seen, scratch: dir };
+                let (documents, text) = read(reader, job.number, &mut tokenizer, vocab.unk)?;
                 let made = make(documents, config, vocab);
-                Ok(Done { job, made, bytes_read: bytes_read.into_inner() })
+                Ok(Done { job, made, text, bytes_read: seen.bytes.into_inner() })
             }
         },
         |done| {
@@ -94,6 +97,8 @@ struct Sink<'a> {
     vocab: &'a Vocab,
     train: SplitWriter<'a>,
     eval: SplitWriter<'a>,
+    /// Of both splits.
+    texts: [TextCounts; 2],
     outcome: Outcome,
     done: PrepareProgress,
 }
@@ -108,17 +113,21 @@ impl<'a> Sink<'a> {
         let done = PrepareProgress::new(Phase::Sequences, &own(files, share));
         let outcome =
             Outcome { unigrams: vec![0; vocab.len()], all_units: files.len() as u64, ..Outcome::default() };
-        Self { files, config, vocab, train: writer("train"), eval: writer("eval"), outcome, done }
+        let (train, eval, texts) = (writer("train"), writer("eval"), Default::default());
+        Self { files, config, vocab, train, eval, texts, outcome, done }
     }
 
-    fn take(&mut self, Done { job, made, bytes_read }: &Done) -> Result<()> {
+    fn take(&mut self, Done { job, made, text, bytes_read }: &Done) -> Result<()> {
         let before = self.done.sequences;
+        self.texts[usize::from(job.eval)].add(text);
         if job.eval {
             if made.len() == 0 {
                 return Err(no_text(&self.files[job.number]));
             }
             self.write(made, picked(made.len(), self.config.eval_records), true)?;
         } else {
+            let files_without_text = u64::from(made.documents.len() == 0);
+            self.outcome.omitted.add(&Omitted { files_without_text, ..Omitted::default() });
             made.documents.tokens.iter().for_each(|&t| self.outcome.unigrams[t as usize] += 1);
             self.write(made, 0..made.len(), false)?;
         }
@@ -145,12 +154,9 @@ impl<'a> Sink<'a> {
     }
 
     fn finish(self) -> Result<Outcome> {
-        Ok(Outcome {
-            documents: self.done.documents,
-            train: self.train.finish()?,
-            eval: self.eval.finish()?,
-            ..self.outcome
-        })
+        let (mut train, mut eval) = (self.train.finish()?, self.eval.finish()?);
+        [train.text, eval.text] = self.texts.map(Some);
+        Ok(Outcome { documents: self.done.documents, train, eval, ..self.outcome })
     }
 }
 
@@ -166,7 +172,7 @@ fn no_text(file: &InputFile) -> Error {
 fn check_files(files: &[InputFile], config: &PrepareConfig) -> Result<()> {
     if let Some(file) = files.iter().find(|file| !file.is_plain_text()) {
         let what =
-            "is named as JSON Lines or Parquet; the recipe mlperf reads plain text, one sentence a line";
+            "is JSON Lines, Parquet or a table; the recipe mlperf reads plain text, one sentence a line";
         return Err(Error::file(&file.path, what));
     }
     let same = |a: &Path, b: &Path| match (a.canonicalize(), b.canonicalize()) {
@@ -195,20 +201,19 @@ fn memory(file: &InputFile, config: &PrepareConfig) -> u64 {
 
 /// Tokenizes a file: a sentence a line, a blank line between documents.
 fn read(
-    files: &[InputFile],
-    file: usize,
-    bytes_read: &AtomicU64,
-    scratch: &Path,
+    reader: Reader<'_>,
+    number: usize,
     tokenizer: &mut ReferenceTokenizer<'_>,
-) -> Result<Documents> {
-    let file = &files[file];
-    let reader = Reader { files, split: crate::config::Split::Lines, piece: 0, bytes_read, scratch };
+    unk: u32,
+) -> Result<(Documents, TextCounts)> {
+    let file = &reader.input.files[number];
     let mut input = reader.open(file)?;
-    let mut documents = Documents::default();
+    let (mut documents, mut counts) = (Documents::default(), TextCounts::default());
     let (mut line, mut number) = (Vec::new(), 0u64);
     loop {
         line.clear();
-        let read = input.read_until(b'\n', &mut line).map_err(|e| match unreadable(e, file) {
+        let mut bounded = (&mut input).take(LONGEST_LINE as u64 + 1);
+        let read = bounded.read_until(b'\n', &mut line).map_err(|e| match unreadable(e, file) {
             Stop::Failed(error) => error,
             Stop::Enough => no_text(file),
         })?;
@@ -216,6 +221,11 @@ fn read(
             break;
         }
         number += 1;
+        if read > LONGEST_LINE {
+            let what =
+                format!("line {number} is longer than {LONGEST_LINE} bytes; split it, one sentence a line");
+            return Err(Error::file(&file.path, what));
+        }
         let text = std::str::from_utf8(&line).map_err(|e| {
             let byte = e.valid_up_to() + 1;
             let what = format!(
@@ -227,7 +237,9 @@ fn read(
             documents.end_document();
             continue;
         }
+        let before = documents.tokens.len();
         tokenizer.encode(text, &mut documents.tokens);
+        count(&mut counts, &documents.tokens[before..], text, tokenizer, unk);
         documents.end_sentence();
         if u32::try_from(documents.tokens.len() * 2).is_err() {
             let what =
@@ -236,7 +248,25 @@ fn read(
         }
     }
     documents.end_document();
-    Ok(documents)
+    Ok((documents, counts))
+}
+
+/// Counts the tokens of a line.
+fn count(
+    counts: &mut TextCounts,
+    tokens: &[u32],
+    text: &str,
+    tokenizer: &mut ReferenceTokenizer<'_>,
+    unk: u32,
+) {
+    let unknown = tokens.iter().filter(|&&token| token == unk).count() as u64;
+    let (tokens, sentences) = (tokens.len() as u64, u64::from(!tokens.is_empty()));
+    let line = TextCounts { tokens, unknown, sentences, ..TextCounts::default() };
+    unknown::add(counts, line, text, |word| {
+        let mut ids = Vec::new();
+        tokenizer.encode(word, &mut ids);
+        ids.contains(&unk)
+    });
 }
 
 /// What Python's `str.strip` removes.

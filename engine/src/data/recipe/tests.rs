@@ -221,7 +221,7 @@ fn bad_input_is_named() {
             with(vec![good.clone(), file("latin", b"fine\ncaf\xe9\n")], None),
             "latin: line 2, byte 4: not UTF-8",
         ),
-        (with(vec![file("x.jsonl", b"{}")], None), "x.jsonl: is named as JSON Lines"),
+        (with(vec![file("x.jsonl", b"{}")], None), "x.jsonl: is JSON Lines, Parquet or a table"),
         (with(vec![file("blank", b" \n\n")], None), "blank: holds no text"),
         (
             with(vec![good.clone()], Some(good.clone())),
@@ -229,7 +229,10 @@ fn bad_input_is_named() {
         ),
         (with(vec![good.clone()], Some(dir.path().into())), "is a folder; the evaluation text is one file"),
         (with(vec![good.clone()], Some(file("empty", b"\n"))), "empty: holds no text"),
-        (with(vec![file("cut.gz", &vectors("cases.json")[..40])], None), "cut.gz: cannot decompress"),
+        (
+            with(vec![file("cut.gz", &std::fs::read(in_vectors("tokens.json.gz")).unwrap()[..40])], None),
+            "cut.gz: cannot decompress",
+        ),
     ] {
         let error = prepare(&config, &dir.path().join("data"), 1, &|_| {}).map(drop).unwrap_err().to_string();
         assert!(error.contains(want) && !error.contains('\n'), "{error}");

@@ -80,7 +80,9 @@ impl Dataset {
     pub(super) fn verify_shard(&self, shard: usize) -> Result<()> {
         let shard = &self.shards[shard];
         shard.verify()?;
-        match shard.longest() {
+        let longest = shard.longest();
+        shard.check_reads()?;
+        match longest {
             longest if longest > self.longest() => Err(self.too_long(longest)),
             _ => Ok(()),
         }
@@ -126,6 +128,23 @@ impl Dataset {
             length if length > self.longest() => Err(self.too_long(length)),
             _ => Ok(sequence),
         }
+    }
+
+    /// Whether all that was read so far was there: after sequences were read, before what came of them is used. Asks no
+    /// file system.
+    ///
+    /// # Errors
+    /// A shard was shortened while it was in use.
+    pub fn check_reads(&self) -> Result<()> {
+        self.shards.iter().try_for_each(Shard::check_reads)
+    }
+
+    /// Whether all shards still have their length: before what was learned of them is kept.
+    ///
+    /// # Errors
+    /// A shard was shortened while it was in use.
+    pub fn check_files(&self) -> Result<()> {
+        self.shards.iter().try_for_each(Shard::check_file)
     }
 
     /// Tokens of the vocabulary.

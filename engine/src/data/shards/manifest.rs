@@ -2,6 +2,7 @@
 
 use crate::config::PrepareConfig;
 use crate::data::import::ImportSource;
+use crate::data::input::{Omitted, grouped};
 use crate::data::prepare::part::PART;
 use crate::data::tokenize::TokenizerSettings;
 use crate::error::{During, Error, Result};
@@ -47,6 +48,12 @@ pub struct Manifest {
     pub documents: u64,
     /// Invalid stretches of UTF-8 that were replaced by U+FFFD.
     pub invalid_utf8: u64,
+    /// What of the input was passed over or cut.
+    #[serde(default, skip_serializing_if = "Omitted::is_nothing")]
+    pub omitted: Omitted,
+    /// What a vocabulary was trained on, where `options` ask for that. Data prepared by earlier versions does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alphabet: Option<Alphabet>,
     /// Entropy in nats of the distribution of single tokens in the training text: the loss of a model that has learnt
     /// nothing but how frequent each token is.
     pub unigram_entropy: f64,
@@ -64,6 +71,58 @@ pub struct InputRecord {
     pub path: PathBuf,
     /// On disk.
     pub bytes: u64,
+    /// XXH3 of 128 bits over the file as it lies on disk, hexadecimal: paths and sizes may agree where contents do not. None in
+    /// data prepared by earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub xxh3: Option<String>,
+}
+
+/// Characters of the text that a vocabulary was trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Alphabet {
+    /// Different characters in the text.
+    pub characters: u64,
+    /// Of these, the most frequent ones, which are in the vocabulary.
+    pub kept: u64,
+    /// Tokens that are one character: each character that is kept, and its form with `##` where it continues a word.
+    pub tokens: u64,
+}
+
+/// What a split's text became, to see whether it is what was meant.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextCounts {
+    /// Tokens without special ones, [UNK] included. Of text that is used several times each is counted once; of imported
+    /// sequences, all are.
+    pub tokens: u64,
+    /// Of these, [UNK].
+    pub unknown: u64,
+    /// Sentences with a token in them; 0 where sequences were imported.
+    pub sentences: u64,
+    /// Some words or characters that became [UNK], of stretches of text where many did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub examples: Vec<String>,
+}
+
+/// Most examples that are kept.
+const EXAMPLES: usize = 8;
+
+impl TextCounts {
+    /// Adds what another stretch of the text became. Of all examples those with the smallest hashes stay, so that neither
+    /// the number of threads nor that of parts makes a difference.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.tokens += other.tokens;
+        self.unknown += other.unknown;
+        self.sentences += other.sentences;
+        for example in &other.examples {
+            if !self.examples.contains(example) {
+                self.examples.push(example.clone());
+            }
+        }
+        self.examples.sort_by_cached_key(|example| xxh3_64(example.as_bytes()));
+        self.examples.truncate(EXAMPLES);
+    }
 }
 
 /// The shards of one split.
@@ -80,6 +139,12 @@ pub struct SplitManifest {
     pub longest: usize,
     /// How long sequences are.
     pub lengths: Lengths,
+    /// What the text became. Data prepared by earlier versions does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<TextCounts>,
+    /// Sentence pairs whose second segment is random, where they are labelled. Data prepared by earlier versions does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub random_next: Option<u64>,
     /// In order.
     pub shards: Vec<ShardEntry>,
 }
@@ -137,6 +202,8 @@ impl Manifest {
             source: None,
             documents: 0,
             invalid_utf8: 0,
+            omitted: Omitted::default(),
+            alphabet: None,
             unigram_entropy: 0.0,
             train: SplitManifest::default(),
             eval: SplitManifest::default(),
@@ -185,6 +252,16 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// What became of the input besides text, a line each; empty where all of it is as it was.
+    pub fn remarks(&self) -> Vec<String> {
+        let mut lines = self.omitted.remarks(|file| self.inputs.get(file).map(|input| input.path.as_path()));
+        if self.invalid_utf8 > 0 {
+            let count = grouped(self.invalid_utf8);
+            lines.push(format!("{count} stretches of bytes were not UTF-8 and were replaced by U+FFFD"));
+        }
+        lines
+    }
+
     /// How the text was normalized.
     pub fn tokenizer(&self) -> TokenizerSettings {
         self.tokenizer.unwrap_or_default()
@@ -214,6 +291,8 @@ impl Manifest {
     /// The manifest's text, with its checksum set.
     pub(super) fn seal(&mut self) -> serde_json::Result<String> {
         let text = |manifest: &Self| serde_json::to_string_pretty(manifest).map(|text| text + "\n");
+        // What stands there, a part.json's for example, may have another length.
+        self.checksum = "0".repeat(CHECKSUM_DIGITS);
         let rest = text(self)?.split_off(CHECKSUM_PREFIX.len() + CHECKSUM_DIGITS);
         self.checksum = format!("{:016x}", xxh3_64(rest.as_bytes()));
         text(self)

@@ -10,7 +10,9 @@ mod writer;
 
 pub(crate) use dataset::verify;
 pub use dataset::{Dataset, SplitName};
-pub use manifest::{InputRecord, Lengths, MANIFEST, Manifest, ShardEntry, SplitManifest, VOCAB};
+pub use manifest::{
+    Alphabet, InputRecord, Lengths, MANIFEST, Manifest, ShardEntry, SplitManifest, TextCounts, VOCAB,
+};
 pub(crate) use shard::Expected;
 pub use shard::{SequenceRef, StaticMask, Tokens};
 pub(crate) use stream::SplitStream;

@@ -1,16 +1,15 @@
-//! One shard, mapped, and the sequences in it. What its header says is checked when it is opened; all of it, once, by
-//! [`Shard::verify`]; and until then each sequence when it is read.
+//! One shard, mapped, and the sequences in it. What its header says is checked when it is opened, all of it by
+//! [`Shard::verify`], and each sequence when it is read: another process may have shortened the file since.
 
 use super::format::{HEADER, Header, Layout, MAGIC, MASKS, NSP, VERSION};
 use super::manifest::ShardEntry;
 use crate::config::{Masking, PrepareConfig};
 use crate::data::vocab::Vocab;
 use crate::error::{During, Error, Result};
-use memmap2::Mmap;
+use crate::mapped::Mapped;
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Token ids in place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,11 +115,9 @@ impl Expected {
 #[derive(Debug)]
 pub(super) struct Shard {
     path: PathBuf,
-    map: Mmap,
+    map: Mapped,
     header: Header,
     layout: Layout,
-    /// Whether all of it was found right.
-    verified: AtomicBool,
 }
 
 impl Shard {
@@ -133,23 +130,31 @@ impl Shard {
         if length != entry.bytes || length < HEADER as u64 {
             return Err(bad(format!("has {length} bytes, the manifest says {}", entry.bytes)));
         }
-        // SAFETY: the map is read-only, and prepared data is not written to once its folder has its name; whoever
-        // shortens a file in use makes the system end the program, as with any mapped file.
-        let map = unsafe { Mmap::map(&file) }.during("cannot map the shard", &path)?;
+        let map = Mapped::new(&file, &path)?;
         let header: Header = bytemuck::pod_read_unaligned(&map[..HEADER]);
         let layout = check_header(&header, entry, expected, map.len()).map_err(bad)?;
-        Ok(Self { path, map, header, layout, verified: AtomicBool::new(false) })
+        map.check()?;
+        Ok(Self { path, map, header, layout })
     }
 
     /// Reads all of it: the checksum, then every number that [`Shard::get`] relies on. A checksum says that a file is as
     /// written, not that whoever wrote it was right.
     pub fn verify(&self) -> Result<()> {
-        // Read ahead: page by page, a disk far away would answer once for each few pages.
-        #[cfg(unix)]
-        let _ = self.map.advise(memmap2::Advice::WillNeed);
-        self.check_body().map_err(|what| damaged(&self.path, what))?;
-        self.verified.store(true, Ordering::Release);
-        Ok(())
+        self.map.read_ahead();
+        let found = self.check_body();
+        // What is cut off while it is read looks like damage, too.
+        self.map.check_file()?;
+        found.map_err(|what| damaged(&self.path, what))
+    }
+
+    /// Whether all that was read so far was there; see [`Mapped::check`].
+    pub fn check_reads(&self) -> Result<()> {
+        self.map.check()
+    }
+
+    /// Whether the file still has its length; see [`Mapped::check_file`].
+    pub fn check_file(&self) -> Result<()> {
+        self.map.check_file()
     }
 
     pub fn len(&self) -> usize {
@@ -161,31 +166,16 @@ impl Shard {
     /// # Errors
     /// The sequence is damaged: what [`Shard::verify`] says of the shard.
     pub fn get(&self, i: usize) -> Result<SequenceRef<'_>> {
-        if self.verified.load(Ordering::Acquire) {
-            return Ok(self.at(i));
-        }
         self.checked(i).or_else(|what| {
             self.verify()?;
             Err(damaged(&self.path, format!("sequence {i}: {what}")))
         })
     }
 
-    /// The sequence `i` of a shard that was not verified: whatever places and values it has are checked first.
+    /// The sequence `i`, whose places and values are checked first.
     fn checked(&self, i: usize) -> std::result::Result<SequenceRef<'_>, String> {
-        let (header, layout) = (&self.header, &self.layout);
-        let pair = |section| &self.u32s(section)[i..i + 2];
-        let in_order = |name: &str, section, end: u64| {
-            let pair = pair(section);
-            match pair[0] <= pair[1] && u64::from(pair[1]) <= end {
-                true => Ok(()),
-                false => Err(format!("{name}: goes from {} to {} of {end}", pair[0], pair[1])),
-            }
-        };
-        in_order("offsets", &layout.offsets, header.tokens)?;
-        if header.flags & MASKS != 0 {
-            in_order("mask_offsets", &layout.mask_offsets, header.masks)?;
-        }
-        let sequence = self.at(i);
+        let header = &self.header;
+        let sequence = self.at(i)?;
         let (length, longest) = (sequence.tokens.len(), header.max_seq_length);
         if !(2..=longest as usize).contains(&length) {
             return Err(format!("offsets: {length} tokens, expected 2 to {longest}"));
@@ -197,26 +187,43 @@ impl Shard {
         check_sequence(&sequence).map(|()| sequence)
     }
 
-    fn at(&self, i: usize) -> SequenceRef<'_> {
-        let range = |offsets: &[u32]| offsets[i] as usize..offsets[i + 1] as usize;
-        let mask = (self.header.flags & MASKS != 0).then(|| {
-            let masks = range(self.u32s(&self.layout.mask_offsets));
-            StaticMask {
-                positions: &self.u16s(&self.layout.mask_positions)[masks.clone()],
-                tokens: self.tokens(&self.layout.mask_tokens).slice(masks),
+    /// The sequence `i`, if its places lie in the shard. Offsets are read once: they may turn to zeros at any moment.
+    fn at(&self, i: usize) -> std::result::Result<SequenceRef<'_>, String> {
+        let (header, layout) = (&self.header, &self.layout);
+        let range = |name: &str, section, end: u64| {
+            let offsets = self.u32s(section);
+            let (from, to) = (offsets[i], offsets[i + 1]);
+            match from <= to && u64::from(to) <= end {
+                true => Ok(from as usize..to as usize),
+                false => Err(format!("{name}: goes from {from} to {to} of {end}")),
             }
-        });
-        SequenceRef {
-            tokens: self.tokens(&self.layout.tokens).slice(range(self.u32s(&self.layout.offsets))),
-            segment_b_start: usize::from(self.u16s(&self.layout.segment_b)[i]),
-            nsp: self.map[self.layout.nsp.clone()].get(i).map(|&label| u32::from(label)),
+        };
+        let tokens = range("offsets", &layout.offsets, header.tokens)?;
+        let mask = match header.flags & MASKS {
+            0 => None,
+            _ => {
+                let masks = range("mask_offsets", &layout.mask_offsets, header.masks)?;
+                Some(StaticMask {
+                    positions: &self.u16s(&layout.mask_positions)[masks.clone()],
+                    tokens: self.tokens(&layout.mask_tokens).slice(masks),
+                })
+            }
+        };
+        Ok(SequenceRef {
+            tokens: self.tokens(&layout.tokens).slice(tokens),
+            segment_b_start: usize::from(self.u16s(&layout.segment_b)[i]),
+            nsp: self.map[layout.nsp.clone()].get(i).map(|&label| u32::from(label)),
             mask,
-        }
+        })
     }
 
     /// Tokens of the longest sequence.
     pub fn longest(&self) -> usize {
-        self.u32s(&self.layout.offsets).windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0)
+        self.u32s(&self.layout.offsets)
+            .windows(2)
+            .map(|w| w[1].wrapping_sub(w[0]) as usize)
+            .max()
+            .unwrap_or(0)
     }
 
     fn u16s(&self, section: &Range<usize>) -> &[u16] {
@@ -257,7 +264,7 @@ impl Shard {
             )?;
         }
         for i in 0..self.len() {
-            check_sequence(&self.at(i)).map_err(|what| format!("sequence {i}: {what}"))?;
+            self.at(i).and_then(|s| check_sequence(&s)).map_err(|what| format!("sequence {i}: {what}"))?;
         }
         Ok(())
     }
@@ -353,7 +360,8 @@ fn check_sequence(sequence: &SequenceRef<'_>) -> std::result::Result<(), String>
     let fits = match sequence.nsp {
         Some(label) if label > 1 => return Err(format!("next-sentence label {label}, expected 0 or 1")),
         Some(_) => (2..length).contains(&b),
-        None => b == length,
+        // imported pairs may come without labels
+        None => (2..=length).contains(&b),
     };
     if !fits {
         return Err(format!("segment B starts at {b} of {length} tokens"));

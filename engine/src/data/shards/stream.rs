@@ -41,6 +41,7 @@ impl<'a> SplitStream<'a> {
             if let Some((shard, next)) = &mut self.open {
                 columns.push_stored(&shard.get(*next)?);
                 *next += 1;
+                shard.check_reads()?;
             }
         }
         Ok(())

@@ -161,6 +161,18 @@ fn assert_names(result: crate::Result<Dataset>, file: &str) {
 }
 
 #[test]
+fn a_manifest_is_sealed_whatever_its_checksum_was() {
+    let sample = Sample::new();
+    let text = std::fs::read_to_string(sample.dir.path().join(MANIFEST)).unwrap();
+    for checksum in ["", "1", "a checksum that is much longer"] {
+        let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        json["checksum"] = checksum.into();
+        let mut manifest: Manifest = serde_json::from_value(json).unwrap();
+        assert_eq!(manifest.seal().unwrap(), text, "{checksum}");
+    }
+}
+
+#[test]
 fn every_flipped_bit_and_every_shorter_file_is_an_error() {
     let sample = Sample::new();
     for (file, bytes) in [(SHARD, &sample.shard), (MANIFEST, &sample.manifest_text)] {
@@ -367,7 +379,7 @@ proptest! {
                         continue;
                     };
                     let masked = masker.train(&sequence, 1, 2, i as u64);
-                    prop_assert_eq!(masked.mlm_positions.len(), masker.count(&sequence));
+                    prop_assert_eq!(masked.mlm_positions.len(), masker.count(&sequence, 1, 2, i as u64));
                 }
             }
             Ok(())

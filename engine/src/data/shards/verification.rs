@@ -6,6 +6,7 @@
 
 use super::Dataset;
 use crate::error::{Error, Result};
+use kernels::limits;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -55,8 +56,8 @@ impl Verification {
             Ok(())
         };
         let thread = std::thread::Builder::new().name("verification".into()).spawn(verify);
-        let thread = thread
-            .map_err(|e| Error::Training(format!("cannot start the thread that verifies data: {e}")))?;
+        let thread =
+            thread.map_err(|e| Error::Training(limits::refused("the thread that verifies data", &e)))?;
         Ok(Self { thread: Some(thread), progress, shards })
     }
 

@@ -149,7 +149,8 @@ impl<'a> SplitWriter<'a> {
             vocab_sha256,
             ..bytemuck::Zeroable::zeroed()
         };
-        let manifest = SplitManifest { lengths: Lengths::new(max_seq_length), ..SplitManifest::default() };
+        let (lengths, random_next) = (Lengths::new(max_seq_length), nsp.then_some(0));
+        let manifest = SplitManifest { lengths, random_next, ..SplitManifest::default() };
         Self { dir, name, header, open, bytes: 0, shard_bytes: SHARD_BYTES, manifest }
     }
 
@@ -216,6 +217,9 @@ impl<'a> SplitWriter<'a> {
         write_shard(self.dir.join(&file), &mut header, &self.open)?;
         self.manifest.sequences += header.sequences;
         self.manifest.tokens += header.tokens;
+        if let Some(random) = &mut self.manifest.random_next {
+            *random += self.open.nsp.iter().map(|&label| u64::from(label)).sum::<u64>();
+        }
         self.manifest.shards.push(ShardEntry {
             file,
             sequences: header.sequences,

@@ -7,6 +7,7 @@ pub(crate) use train::train_files;
 
 use crate::data::tokenize::files::tokens_of;
 use crate::error::{During, Error, Result};
+use crate::files::{WRITTEN_BY_HAND, read_up_to};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::Path;
@@ -132,7 +133,7 @@ fn read_text(path: &Path) -> Result<String> {
     if path.is_dir() {
         return Err(Error::file(path, format!("is a folder, not a vocabulary; {REMEDY}")));
     }
-    let bytes = std::fs::read(path).during("cannot read the vocabulary", path)?;
+    let bytes = read_up_to(path, WRITTEN_BY_HAND, "cannot read the vocabulary")?;
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err(Error::file(path, format!("is text in UTF-16; {REMEDY}")));
     }

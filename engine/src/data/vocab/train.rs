@@ -2,9 +2,10 @@
 
 use super::{SPECIAL_TOKENS, Vocab};
 use crate::config::PrepareConfig;
-use crate::data::input::{Block, Blocks, InputFile, Reader, document_text};
+use crate::data::input::{Block, Blocks, Input, InputFile, Reader, Seen, document_text};
 use crate::data::pipeline::ordered;
 use crate::data::prepare::{BUDGET, Phase, PrepareProgress};
+use crate::data::shards::Alphabet;
 use crate::data::tokenize::{
     PartialSettings, PieceHasher, TokenizerSettings, cut, for_each_word, is_separator,
 };
@@ -12,7 +13,7 @@ use crate::error::{Error, Result};
 use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasherDefault;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use tokenizers::AddedToken;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 
@@ -20,8 +21,6 @@ use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 const BLOCK: usize = 2 << 20;
 /// Sizes that can be asked for.
 const SIZES: std::ops::RangeInclusive<usize> = 100..=1_000_000;
-/// Most characters of the alphabet, as in Hugging Face's BERT trainer; a quarter of a small vocabulary.
-const ALPHABET: usize = 1000;
 /// A pair is merged only if it occurs this often.
 const MIN_FREQUENCY: u64 = 2;
 /// WordPiece makes longer words [UNK].
@@ -34,7 +33,8 @@ const MOST_TRAINED: usize = 1 << 19;
 type Counts = HashMap<String, u64, BuildHasherDefault<PieceHasher>>;
 
 /// Trains a vocabulary of at most `size` tokens on the input: the special tokens, single characters, then what merges
-/// of frequent pairs give. The same input gives the same vocabulary. `scratch` is a folder for compressed Parquet.
+/// of frequent pairs give; it says which characters it holds. The same input gives the same vocabulary. `scratch` is a
+/// folder for compressed Parquet.
 pub(crate) fn train_files(
     files: &[InputFile],
     config: &PrepareConfig,
@@ -42,13 +42,13 @@ pub(crate) fn train_files(
     scratch: &Path,
     threads: usize,
     progress: &(dyn Fn(&PrepareProgress) + Sync),
-) -> Result<Vocab> {
+) -> Result<(Vocab, Alphabet)> {
     if !SIZES.contains(&size) {
         let what = format!("{size}, expected {} to {}", SIZES.start(), SIZES.end());
         return Err(Error::config("prepare.train_vocab", what));
     }
     let counts = count_words(files, config, scratch, threads, progress)?;
-    train(counts, size)
+    train_limited(counts, size, config.alphabet_limit)
 }
 
 fn count_words(
@@ -58,8 +58,8 @@ fn count_words(
     threads: usize,
     progress: &(dyn Fn(&PrepareProgress) + Sync),
 ) -> Result<Counts> {
-    let bytes_read = &AtomicU64::new(0);
-    let reader = Reader { files, split: config.split, piece: BLOCK, bytes_read, scratch };
+    let (input, seen) = (Input { files, config }, &Seen::default());
+    let reader = Reader { input, piece: BLOCK, seen, scratch };
     let settings = &PartialSettings::of(config).resolve();
     let mut done = PrepareProgress::new(Phase::Vocabulary, files);
     let mut counts = Counts::default();
@@ -69,7 +69,7 @@ fn count_words(
         |emit| {
             let mut blocks = Blocks::new(
                 BLOCK,
-                || bytes_read.load(Relaxed),
+                || seen.bytes.load(Relaxed),
                 |block: Block| {
                     let cost = block.bytes.len();
                     emit(block, cost)
@@ -78,7 +78,7 @@ fn count_words(
             reader.read(&mut |piece| blocks.add(&piece, false))?;
             blocks.finish()
         },
-        || |block| count_block(&block, files, settings),
+        || |block| count_block(&block, input, settings),
         |(block_counts, documents, bytes): (Counts, u64, u64)| {
             for (word, count) in block_counts {
                 *counts.entry(word).or_default() += count;
@@ -93,15 +93,11 @@ fn count_words(
     Ok(counts)
 }
 
-fn count_block(
-    block: &Block,
-    files: &[InputFile],
-    settings: &TokenizerSettings,
-) -> Result<(Counts, u64, u64)> {
+fn count_block(block: &Block, input: Input<'_>, settings: &TokenizerSettings) -> Result<(Counts, u64, u64)> {
     let mut chunks: HashMap<String, u64, BuildHasherDefault<PieceHasher>> = HashMap::default();
     let mut documents = 0;
     for document in &block.documents {
-        let (text, _) = document_text(document, &block.bytes, files)?;
+        let text = document_text(document, &block.bytes, input)?.text;
         documents += u64::from(document.first);
         for chunk in text.split(is_separator).filter(|chunk| !chunk.is_empty()) {
             match chunks.get_mut(chunk) {
@@ -145,6 +141,15 @@ fn forget_rare(counts: &mut Counts, most: usize) {
 /// Trains a vocabulary of at most `size` tokens on words and their counts, in any order. Words are taken as they are,
 /// so they should be normalized as BERT does.
 pub fn train(words: impl IntoIterator<Item = (String, u64)>, size: usize) -> Result<Vocab> {
+    Ok(train_limited(words, size, None)?.0)
+}
+
+/// As [`train`], with at most `limit` characters, and how many it holds.
+fn train_limited(
+    words: impl IntoIterator<Item = (String, u64)>,
+    size: usize,
+    limit: Option<usize>,
+) -> Result<(Vocab, Alphabet)> {
     let mut words: Vec<(String, u64)> = words.into_iter().filter(|(word, _)| !word.is_empty()).collect();
     words.sort_unstable();
     words.dedup_by(|later, first| {
@@ -153,7 +158,7 @@ pub fn train(words: impl IntoIterator<Item = (String, u64)>, size: usize) -> Res
         same
     });
     words.sort_unstable_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
-    let alphabet = alphabet(&words, ALPHABET.min(size / 4));
+    let (Singles { alphabet, inner }, characters) = singles(&words, size, limit);
     words.retain(|(word, _)| word.chars().all(|c| alphabet.contains(&c)));
     words.truncate(MOST_TRAINED);
     if words.is_empty() {
@@ -167,7 +172,6 @@ pub fn train(words: impl IntoIterator<Item = (String, u64)>, size: usize) -> Res
     }
     // The trainer numbers `##c` in the order of a hash table, and breaks ties by number: numbered here first, they and
     // all that follows are the same in every run.
-    let inner: BTreeSet<char> = words.iter().flat_map(|(word, _)| word.chars().skip(1)).collect();
     let first = SPECIAL_TOKENS.map(String::from).into_iter();
     let singles = alphabet.iter().map(char::to_string).chain(inner.iter().map(|c| format!("##{c}")));
     let trainer = BpeTrainerBuilder::new()
@@ -184,11 +188,60 @@ pub fn train(words: impl IntoIterator<Item = (String, u64)>, size: usize) -> Res
     let mut tokens: Vec<(u32, String)> =
         model.get_vocab().into_iter().map(|(token, id)| (id, token)).collect();
     tokens.sort_unstable();
-    Vocab::from_tokens(tokens.into_iter().map(|(_, token)| token).collect())
+    let vocab = Vocab::from_tokens(tokens.into_iter().map(|(_, token)| token).collect())?;
+    let (kept, singles) = (alphabet.len() as u64, (alphabet.len() + inner.len()) as u64);
+    Ok((vocab, Alphabet { characters: characters as u64, kept, tokens: singles }))
 }
 
-/// The most frequent characters.
-fn alphabet(words: &[(String, u64)], most: usize) -> BTreeSet<char> {
+/// Tokens of one character.
+struct Singles {
+    alphabet: BTreeSet<char>,
+    /// Those that continue a word that is trained on: tokens with `##`.
+    inner: BTreeSet<char>,
+}
+
+impl Singles {
+    /// Of these characters, on words in the order in which they are trained on.
+    fn new(words: &[(String, u64)], characters: &[char]) -> Self {
+        let alphabet: BTreeSet<char> = characters.iter().copied().collect();
+        let known =
+            words.iter().map(|(word, _)| word).filter(|word| word.chars().all(|c| alphabet.contains(&c)));
+        let inner = known.take(MOST_TRAINED).flat_map(|word| word.chars().skip(1)).collect();
+        Self { alphabet, inner }
+    }
+
+    fn len(&self) -> usize {
+        self.alphabet.len() + self.inner.len()
+    }
+}
+
+/// The most frequent characters, at most `limit` of them and as many as `size` tokens have room for, and the number of all.
+/// A text with any other character in a word is [UNK] there, which is why rare ones are kept where there is room.
+fn singles(words: &[(String, u64)], size: usize, limit: Option<usize>) -> (Singles, usize) {
+    let characters = by_frequency(words);
+    let room = size.saturating_sub(SPECIAL_TOKENS.len());
+    let most = limit.unwrap_or(usize::MAX).min(characters.len());
+    let mut best = Singles::new(words, &characters[..most]);
+    if best.len() <= room {
+        return (best, characters.len());
+    }
+    // Half of the room always fits.
+    let (mut low, mut high) = ((room / 2).min(most - 1), most - 1);
+    best = Singles::new(words, &characters[..low]);
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        let singles = Singles::new(words, &characters[..middle]);
+        if singles.len() <= room {
+            (low, best) = (middle, singles);
+        } else {
+            high = middle - 1;
+        }
+    }
+    (best, characters.len())
+}
+
+/// All characters, the most frequent ones first.
+fn by_frequency(words: &[(String, u64)]) -> Vec<char> {
     let mut counts: HashMap<char, u64> = HashMap::new();
     for (word, count) in words {
         for c in word.chars() {
@@ -197,7 +250,7 @@ fn alphabet(words: &[(String, u64)], most: usize) -> BTreeSet<char> {
     }
     let mut sorted: Vec<(char, u64)> = counts.into_iter().collect();
     sorted.sort_unstable_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
-    sorted.into_iter().take(most).map(|(c, _)| c).collect()
+    sorted.into_iter().map(|(c, _)| c).collect()
 }
 
 #[cfg(test)]
@@ -237,6 +290,37 @@ mod tests {
             assert!(vocab.id(token).is_some(), "{token} in {:?}", vocab.tokens());
         }
         assert!(train([], 100).is_err());
+    }
+
+    /// Ideographs, which are words by themselves, the first ones most often.
+    fn ideographs(count: u32) -> Vec<(String, u64)> {
+        let character = |i| char::from_u32(0x4e00 + i).unwrap().to_string();
+        (0..count).map(|i| (character(i), u64::from(count - i))).collect()
+    }
+
+    #[test]
+    fn the_alphabet_is_limited_by_the_room_and_by_the_limit_alone() {
+        for (count, size, limit, want) in [
+            // (characters in the vocabulary, its tokens)
+            (937, 3000, None, (937, 942)),
+            (3000, 21_128, None, (3000, 3005)),
+            (3000, 1000, None, (995, 1000)),
+            (3000, 21_128, Some(50), (50, 55)),
+            (3000, 100, Some(5000), (95, 100)),
+        ] {
+            let (vocab, alphabet) = train_limited(ideographs(count), size, limit).unwrap();
+            let known = Alphabet { characters: count.into(), kept: want.0, tokens: want.0 };
+            assert_eq!((alphabet, vocab.len()), (known, want.1), "{count} {size} {limit:?}");
+            let last = char::from_u32(0x4e00 + want.0 as u32 - 1).unwrap().to_string();
+            assert!(vocab.id(&last).is_some(), "the most frequent ones are kept");
+        }
+        // Letters need room for their form within a word too, and the size asked for is reached.
+        for size in [100, 300, 800] {
+            let (vocab, alphabet) =
+                train_limited(words().into_iter().chain(ideographs(200)), size, None).unwrap();
+            assert_eq!((alphabet.characters, vocab.len()), (226, size));
+            assert!(alphabet.tokens + 5 <= size as u64);
+        }
     }
 
     #[test]

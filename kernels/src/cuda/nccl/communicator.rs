@@ -89,10 +89,11 @@ impl Communicator {
             shared.settle(&mut state, what, patience)?;
         }
         let watching = shared.clone();
-        let watcher = std::thread::Builder::new()
-            .name("nccl watch".into())
-            .spawn(move || watching.watch())
-            .map_err(|e| Error::Ranks(format!("cannot start the thread that watches NCCL: {e}")))?;
+        let watcher =
+            std::thread::Builder::new()
+                .name("nccl watch".into())
+                .spawn(move || watching.watch())
+                .map_err(|e| Error::Ranks(crate::limits::refused("the thread that watches NCCL", &e)))?;
         Ok(Self { shared, watcher: Some(watcher), patience })
     }
 

@@ -1,6 +1,7 @@
 //! Pickles made by hand, as text for PyTorch's old layout and alone.
 
 use super::super::pickle::{self, Object, Value};
+use super::super::torch::TorchFile;
 use super::*;
 
 #[track_caller]

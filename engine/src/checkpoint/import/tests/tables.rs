@@ -4,7 +4,7 @@ use super::super::sstable::{self, masked};
 use super::super::wire::{Entry, Header, varint};
 use super::*;
 
-fn number(mut n: u64) -> Vec<u8> {
+pub(super) fn number(mut n: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     while n > 0x7f {
         bytes.push(n as u8 | 0x80);
@@ -15,7 +15,7 @@ fn number(mut n: u64) -> Vec<u8> {
 }
 
 /// Shared bytes, other bytes, value.
-fn block(entries: &[(usize, &[u8], &[u8])]) -> Vec<u8> {
+pub(super) fn block(entries: &[(usize, &[u8], &[u8])]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (shared, key, value) in entries {
         for n in [*shared, key.len(), value.len()] {
@@ -27,7 +27,7 @@ fn block(entries: &[(usize, &[u8], &[u8])]) -> Vec<u8> {
     bytes
 }
 
-fn add(file: &mut Vec<u8>, block: &[u8], kind: u8) -> Vec<u8> {
+pub(super) fn add(file: &mut Vec<u8>, block: &[u8], kind: u8) -> Vec<u8> {
     let handle = [number(file.len() as u64), number(block.len() as u64)].concat();
     let start = file.len();
     file.extend_from_slice(block);
@@ -37,7 +37,7 @@ fn add(file: &mut Vec<u8>, block: &[u8], kind: u8) -> Vec<u8> {
     handle
 }
 
-fn finish(mut file: Vec<u8>, index: &[u8]) -> Vec<u8> {
+pub(super) fn finish(mut file: Vec<u8>, index: &[u8]) -> Vec<u8> {
     let meta = add(&mut file, &block(&[]), 0);
     let index = add(&mut file, index, 0);
     let mut footer = [meta, index].concat();

@@ -8,6 +8,7 @@ use super::names::{Role, pytorch};
 use super::pickle::{Object, Pickle, Tensor, Value};
 use super::source::{Dtype, Source, Stored, Stretch, outside};
 use crate::error::{During, Error, Result};
+use crate::files::check_regular;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -55,10 +56,11 @@ type Named = Vec<(Stored, Located)>;
 impl TorchFile {
     /// Reads what the file holds.
     pub(super) fn open(path: &Path) -> Result<Self> {
+        check_regular(path)?;
         let mut file = File::open(path).during("cannot open", path)?;
         let metadata = file.metadata().during("cannot read", path)?;
         if metadata.is_dir() {
-            return Err(Error::file(path, "is a folder; name the .bin or .pt file in it"));
+            return Err(Error::file(path, "is a folder, not a file of weights; name one"));
         }
         let bytes = metadata.len();
         let mut start = [0; 4];

@@ -6,8 +6,8 @@
 //! | variable length | lists of any length | the same without input_mask and weights |
 //! | packed | packed_input_len | as variable length, the lists of a row's sequences joined, positions counted in the joined list; packed_input_len, packed_masked_lm_len: how long each sequence's part is |
 //!
-//! Shuffled files have the same layouts. In a padded list of positions without weights a 0 ends the list: [CLS] stands
-//! there, which is never masked.
+//! Files without next_sentence_labels hold sequences that train no next-sentence head. Shuffled files have the same
+//! layouts. In a padded list of positions without weights a 0 ends the list: [CLS] stands there, which is never masked.
 
 mod column;
 mod table;
@@ -35,6 +35,8 @@ pub(super) struct Plan {
     pub longest: usize,
     /// The padded lengths, where there is padding.
     pub shape: Option<Shape>,
+    /// Whether there are next-sentence labels.
+    pub labels: bool,
 }
 
 /// A file's plan, or what is wrong with the file.
@@ -43,7 +45,8 @@ pub(super) type Planned = std::result::Result<Plan, Wrong>;
 /// Looks at every file: its layout, and how long its sequences are.
 ///
 /// # Errors
-/// Without `skip_bad`, the first file that is bad. In any case padded files of different lengths.
+/// Without `skip_bad`, the first file that is bad. In any case padded files of different lengths, and files with and without
+/// next-sentence labels.
 pub(super) fn plan(
     files: &[InputFile],
     skip_bad: bool,
@@ -52,6 +55,7 @@ pub(super) fn plan(
 ) -> Result<Vec<Planned>> {
     let mut plans = Vec::with_capacity(files.len());
     let mut first: Option<(usize, Shape)> = None;
+    let mut labels: Option<(usize, bool)> = None;
     ordered(
         threads,
         threads * 2,
@@ -64,6 +68,8 @@ pub(super) fn plan(
                 Err(wrong) if !skip_bad => return Err(bad(&file.path, &Bad::file(wrong.clone()).message())),
                 Err(_) => {}
                 Ok(plan) => {
+                    let (other, expected) = *labels.get_or_insert((index, plan.labels));
+                    same_labels(file, plan.labels, &files[other], expected)?;
                     if let Some(shape) = plan.shape {
                         let (other, expected) = *first.get_or_insert((index, shape));
                         same_shape(file, shape, &files[other], expected)?;
@@ -75,6 +81,16 @@ pub(super) fn plan(
         },
     )?;
     Ok(plans)
+}
+
+fn same_labels(file: &InputFile, found: bool, other: &InputFile, expected: bool) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    let (found, expected) = if found { ("there", "none") } else { ("missing", "some") };
+    let other = other.path.display();
+    let what = format!("next_sentence_labels: {found}, expected {expected} as in {other}; import them apart");
+    Err(Error::file(&file.path, what))
 }
 
 fn same_shape(file: &InputFile, found: Shape, other: &InputFile, expected: Shape) -> Result<()> {

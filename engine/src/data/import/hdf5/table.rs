@@ -33,7 +33,8 @@ pub(crate) struct Table {
     segment_ids: Column,
     positions: Column,
     labels: Column,
-    next_sentence: Column,
+    /// None where the file has no such labels.
+    next_sentence: Option<Column>,
     /// Of the fixed length.
     input_mask: Option<Column>,
     /// Of the fixed length, where there are.
@@ -96,11 +97,11 @@ impl Table {
             rows: input_ids.rows,
             segment_ids: column("segment_ids")?.with_width(tokens)?,
             labels: column("masked_lm_ids")?.with_width(masks)?,
-            next_sentence: column("next_sentence_labels")?.with_width(if packed {
-                list
-            } else {
-                Width::Scalar
-            })?,
+            next_sentence: has("next_sentence_labels")
+                .then(|| {
+                    column("next_sentence_labels")?.with_width(if packed { list } else { Width::Scalar })
+                })
+                .transpose()?,
             input_mask: fixed.then(|| column("input_mask")?.with_width(tokens)).transpose()?,
             weights: (fixed && has("masked_lm_weights"))
                 .then(|| column("masked_lm_weights")?.with_width(masks))
@@ -144,7 +145,7 @@ impl Table {
             ("segment_ids", Some(&self.segment_ids)),
             ("masked_lm_positions", Some(&self.positions)),
             ("masked_lm_ids", Some(&self.labels)),
-            ("next_sentence_labels", Some(&self.next_sentence)),
+            ("next_sentence_labels", self.next_sentence.as_ref()),
             ("input_mask", self.input_mask.as_ref()),
             ("masked_lm_weights", self.weights.as_ref()),
             ("packed_input_len", lengths),
@@ -163,12 +164,13 @@ impl Table {
         let window = if chunk <= 4 * wanted { wanted.div_ceil(chunk) * chunk } else { wanted };
         let (longest, shape) = match (self.input_ids.width, self.positions.width) {
             (Width::Fixed(sequence), Width::Fixed(predictions)) => {
-                (sequence, Some(Shape { sequence, predictions }))
+                (sequence, Some(Shape { sequence, predictions, labels: self.next_sentence.is_some() }))
             }
             _ => (self.longest()?, None),
         };
         let window_bytes = usize::try_from(window).unwrap_or(usize::MAX).saturating_mul(row_bytes);
-        Ok(Plan { layout: self.layout, rows: self.rows, window, window_bytes, longest, shape })
+        let labels = self.next_sentence.is_some();
+        Ok(Plan { layout: self.layout, rows: self.rows, window, window_bytes, longest, shape, labels })
     }
 
     /// The longest row of lists of any length; of packed ones a bound, and one that a full pack reaches. Rows that cannot
@@ -193,7 +195,7 @@ impl Table {
             segment_ids: self.segment_ids.read(rows.clone())?,
             positions: self.positions.read(rows.clone())?,
             labels: self.labels.read(rows.clone())?,
-            next_sentence: self.next_sentence.read(rows.clone())?,
+            next_sentence: self.next_sentence.as_ref().map(|c| c.read(rows.clone())).transpose()?,
             input_mask: self.input_mask.as_ref().map(|c| c.read(rows.clone())).transpose()?,
             weights: self.weights.as_ref().map(|c| c.read(rows.clone())).transpose()?,
             lengths: match &self.lengths {
@@ -211,7 +213,7 @@ pub(crate) struct Rows<'a> {
     segment_ids: Values<'a>,
     positions: Values<'a>,
     labels: Values<'a>,
-    next_sentence: Values<'a>,
+    next_sentence: Option<Values<'a>>,
     input_mask: Option<Values<'a>>,
     weights: Option<Values<'a>>,
     lengths: Option<(Values<'a>, Values<'a>)>,
@@ -231,14 +233,16 @@ impl Rows<'_> {
             self.segment_ids.row(i, segments)?;
             self.positions.row(i, positions)?;
             self.labels.row(i, labels)?;
-            self.next_sentence.row(i, next)
+            next.clear();
+            self.next_sentence.as_ref().map_or(Ok(()), |values| values.row(i, next))
         };
+        let labelled = self.next_sentence.is_some();
         let outcome = read().and_then(|()| match (&self.lengths, &self.input_mask) {
             (Some((lengths, mask_lengths)), _) => {
                 lengths.row(i, extra)?;
                 mask_lengths.row(i, weights)?;
-                let pack =
-                    Pack { ids, segments, positions, labels, next, lengths: extra, mask_lengths: weights };
+                let (lengths, mask_lengths) = (extra, weights);
+                let pack = Pack { ids, segments, positions, labels, next, labelled, lengths, mask_lengths };
                 pack.check()?;
                 Ok(Err(pack))
             }
@@ -267,7 +271,7 @@ impl Rows<'_> {
                     segment_ids: &segments[..segments_end],
                     positions: &positions[..count],
                     labels: &labels[..labels_end],
-                    next_sentence_label: next[0],
+                    next_sentence_label: next.first().copied(),
                 };
                 f(&sequence).err().into_iter().collect()
             }
@@ -282,6 +286,8 @@ struct Pack<'a> {
     positions: &'a [i64],
     labels: &'a [i64],
     next: &'a [i64],
+    /// Whether there are such labels.
+    labelled: bool,
     lengths: &'a [i64],
     mask_lengths: &'a [i64],
 }
@@ -300,7 +306,12 @@ impl Pack<'_> {
         let masks = sum("packed_masked_lm_len", self.mask_lengths)?;
         for (name, found, expected, of) in [
             ("packed_masked_lm_len", self.mask_lengths.len(), count as i64, "as packed_input_len has"),
-            ("next_sentence_labels", self.next.len(), count as i64, "as packed_input_len has"),
+            (
+                "next_sentence_labels",
+                self.next.len(),
+                if self.labelled { count as i64 } else { 0 },
+                "as packed_input_len has",
+            ),
             ("input_ids", self.ids.len(), tokens, "the sum of packed_input_len"),
             ("segment_ids", self.segments.len(), tokens, "the sum of packed_input_len"),
             ("masked_lm_positions", self.positions.len(), masks, "the sum of packed_masked_lm_len"),
@@ -321,8 +332,7 @@ impl Pack<'_> {
         let mut wrongs = Vec::new();
         let (mut token, mut mask) = (0, 0);
         let mut positions = Vec::new();
-        let all = self.lengths.iter().zip(self.mask_lengths).zip(self.next).enumerate();
-        for (i, ((&length, &count), &next_sentence_label)) in all {
+        for (i, (&length, &count)) in self.lengths.iter().zip(self.mask_lengths).enumerate() {
             let (tokens, masks) = (token..token + length as usize, mask..mask + count as usize);
             (token, mask) = (tokens.end, masks.end);
             positions.clear();
@@ -333,7 +343,7 @@ impl Pack<'_> {
                 segment_ids: &self.segments[tokens],
                 positions: &positions,
                 labels: &self.labels[masks],
-                next_sentence_label,
+                next_sentence_label: self.next.get(i).copied(),
             };
             if let Err(mut wrong) = f(&sequence) {
                 wrong.what =

@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 
 static VOCABULARY: LazyLock<Vocab> = LazyLock::new(|| Vocab::load(&sample("vocab.txt")).unwrap());
 static PLAIN: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| records("tfrecord/part-0.tfrecord"));
-const SHAPE: Shape = Shape { sequence: 64, predictions: 10 };
+const SHAPE: Shape = Shape { sequence: 64, predictions: 10, labels: true };
 
 #[track_caller]
 fn fails(config: &ImportConfig, parts: &[&str]) {
@@ -41,7 +41,7 @@ fn counts<const N: usize>(kinds: [(&str, u64); N]) -> BTreeMap<String, u64> {
     kinds.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect()
 }
 
-fn frame(records: &[Vec<u8>]) -> Vec<u8> {
+pub(super) fn frame(records: &[Vec<u8>]) -> Vec<u8> {
     let mut file = Vec::new();
     for record in records {
         let length = (record.len() as u64).to_le_bytes();
@@ -53,7 +53,7 @@ fn frame(records: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// The records of a TFRecord file that is whole.
-fn records(name: &str) -> Vec<Vec<u8>> {
+pub(super) fn records(name: &str) -> Vec<Vec<u8>> {
     let file = fs::read(sample(name)).unwrap();
     let (mut at, mut records) = (0, Vec::new());
     while at < file.len() {
@@ -154,7 +154,7 @@ fn records_that_are_no_sequences_are_named() {
     }
     // Of another length than the first record.
     let short = Example::parse(&whole[0]).unwrap();
-    let wrong = short.sequence(Shape { sequence: 128, predictions: 10 }).unwrap_err();
+    let wrong = short.sequence(Shape { sequence: 128, ..SHAPE }).unwrap_err();
     assert!(wrong.what.contains("input_ids: 64 values, expected 128"), "{}", wrong.what);
 }
 

@@ -114,7 +114,10 @@ fn what_is_not_all_parts_of_one_whole_is_refused() {
     let changed = std::fs::read_to_string(path("input.txt")).unwrap().replacen("the", "dog", 1);
     std::fs::write(path("input.txt"), changed).unwrap();
     prepare_part(&config, part("3/3"), &path("text"), 1, &|_| {}).unwrap();
-    refuse(&[a.clone(), b.clone(), path("text")], "but another text there");
+    refuse(
+        &[a.clone(), b.clone(), path("text")],
+        "input.txt has the same name and size there and here, but another",
+    );
 
     let error = prepare_part(&config, part("2/3"), &a, 1, &|_| {}).map(drop).unwrap_err().to_string();
     assert!(error.contains("part 1 of 3 is there, 2 of 3 wanted"), "{error}");
