@@ -202,6 +202,25 @@ fn an_imported_checkpoint_gets_the_settings_of_its_files_or_its_vocabulary() {
         message.contains("2 of its 29 tokens") && message.ends_with("correct the file that says otherwise")
     );
 
+    // a folder as transformers 5 leaves it: its tokenizer.json is vocabulary and settings
+    let ids: serde_json::Map<String, Value> =
+        vocab.lines().map(str::to_owned).zip((0..).map(Value::from)).collect();
+    let tokenizer = serde_json::json!({
+        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+                       "strip_accents": false, "lowercase": true},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "vocab": ids},
+    });
+    place.write("new/tokenizer.json", tokenizer.to_string());
+    place
+        .write("new/tokenizer_config.json", r#"{"tokenizer_class": "BertTokenizer", "do_lower_case": true}"#);
+    place.write("new/config.json", fs::read(sample("twin/config.json")).unwrap());
+    place.write("new/pytorch_model.bin", fs::read(sample("zip.bin")).unwrap());
+    let said = place.line("import pytorch new --out fourth").done();
+    assert!(said.contains("tokenizer: uncased, accents kept, as new/tokenizer_config.json and "), "{said}");
+    assert_eq!(fs::read_to_string(place.path("fourth/vocab.txt")).unwrap(), vocab);
+    assert_eq!(tokenizer_config(&place, "fourth")["strip_accents"], false);
+
     // without a vocabulary nobody knows, and nothing is claimed
     import("bare", &[]).done();
     assert!(!place.path("bare/tokenizer_config.json").exists());

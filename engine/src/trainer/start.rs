@@ -349,7 +349,11 @@ fn known_beside(config: &Config, manifest: &Manifest, dir: &Path) -> Result<Opti
     if let Some((key, there, here)) = tokenizer.settings.difference(&manifest.tokenizer()) {
         return Err(Error::file(
             dir,
-            format!("{key} is {there} ({}), the data was prepared with {here}; {remedy}", tokenizer.source),
+            format!(
+                "{key} is {there} ({}), the data was prepared with {here}; {remedy}, or with data.prepare.{} = {there}",
+                tokenizer.source,
+                key.trim_start_matches("do_").replace("lower_case", "lowercase")
+            ),
         ));
     }
     let theirs = &tokenizer.vocab;

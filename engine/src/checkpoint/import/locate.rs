@@ -166,7 +166,8 @@ pub(super) fn config_beside(framework: Framework, checkpoint: &Path) -> Option<P
     names.iter().map(|name| folder(checkpoint).join(name)).find(|path| path.is_file())
 }
 
-/// A model's vocabulary beside its checkpoint.
+/// A model's vocabulary beside its checkpoint. Transformers 5 leaves it in tokenizer.json alone.
 pub(super) fn vocab_beside(checkpoint: &Path) -> Option<PathBuf> {
-    Some(folder(checkpoint).join("vocab.txt")).filter(|path| path.is_file())
+    let names = ["vocab.txt", "tokenizer.json"];
+    names.iter().map(|name| folder(checkpoint).join(name)).find(|path| path.is_file())
 }

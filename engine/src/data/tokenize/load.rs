@@ -37,7 +37,7 @@ impl TokenizerFiles {
         let vocab = Vocab::load(&path)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let mut stated = Stated::in_folder(folder, &vocab)?;
-        if let Some(also) = also.filter(|also| *also != folder) {
+        if let Some(also) = also.filter(|also| !is_same(also, folder)) {
             let there = Stated::in_folder(also, &vocab)?;
             if let Some(file) = there.files.first() {
                 stated.add(there.settings, file)?;
@@ -136,6 +136,16 @@ fn find(path: &Path) -> Result<PathBuf> {
             ),
         )),
     }
+}
+
+/// Whether two paths are of one folder; the empty path is that of the current one.
+fn is_same(a: &Path, b: &Path) -> bool {
+    let resolve = |path: &Path| {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        path.canonicalize().ok()
+    };
+    let (a, b) = (resolve(a), resolve(b));
+    a.is_some() && a == b
 }
 
 /// The settings of the prepared data that this vocabulary lies in.
