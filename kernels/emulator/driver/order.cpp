@@ -192,7 +192,7 @@ API cuEventElapsedTime_v2(float* milliseconds, void* start_handle, void* end_han
             CUDA_ERROR_INVALID_HANDLE);
     REQUIRE(start->capture == nullptr && end->capture == nullptr, CUDA_ERROR_CAPTURED_EVENT);
     REQUIRE(is_done(start->ticket) && is_done(end->ticket), CUDA_ERROR_NOT_READY);
-    *milliseconds = static_cast<float>((*end->seconds - *start->seconds) * 1e3);
+    *milliseconds = settings().even ? 1 : static_cast<float>((*end->seconds - *start->seconds) * 1e3);
     return CUDA_SUCCESS;
 }
 API cuEventElapsedTime(float* milliseconds, void* start, void* end) {

@@ -46,7 +46,7 @@ std::multimap<std::string, Failure> read_failures() {
 Settings read_settings() {
     were_read = true;
     Settings s{number("EMULATOR_SEED", 1), static_cast<size_t>(number("EMULATOR_MEMORY", 8ull << 30)),
-               static_cast<int>(number("EMULATOR_DRIVER", 13000)), 0, {}};
+               static_cast<int>(number("EMULATOR_DRIVER", 13000)), 0, {}, number("EMULATOR_EVEN_TIMES", 0) != 0};
     const char* text = archs == nullptr ? getenv("EMULATOR_ARCH") : archs->c_str();
     std::string rest = text == nullptr || *text == '\0' ? "90" : text;
     int given = 0;

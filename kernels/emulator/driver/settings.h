@@ -11,6 +11,7 @@ struct Settings {
     int driver;     // EMULATOR_DRIVER: 13000 is CUDA 13.0
     int devices;    // EMULATOR_DEVICES, or as many as there are architectures
     int archs[64];  // EMULATOR_ARCH: 90 is sm_90; `90,80`, and the last of them for all other devices
+    bool even;      // EMULATOR_EVEN_TIMES=1: between two events lies one millisecond, so that no choice depends on a load
 };
 const Settings& settings();
 
