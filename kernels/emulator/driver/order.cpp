@@ -3,6 +3,7 @@
 #include <map>
 
 #include "api.h"
+#include "settings.h"
 
 namespace emulator {
 namespace {
