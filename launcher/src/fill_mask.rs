@@ -89,6 +89,9 @@ fn brief_answers(
     let sequence = sequence(text, tokenizer, vocab, model.config.max_positions)?;
     let batch = Batch::pack(std::slice::from_ref(&sequence), 0, model.config.max_positions as u32);
     let logits = device::run_on(Device::Cpu, Precision::Auto, Prediction { model, batch: &batch })?;
+    if logits.iter().any(|logit| !logit.is_finite()) {
+        bail!(useless(model, "what it answers at [MASK]"));
+    }
     let of_mask = |logits: &[f64]| {
         let likeliest = top(&logits[..vocab.len()], count).into_iter().map(|(token, probability)| {
             let name = vocab.token(token as u32).unwrap_or("[UNK]");
